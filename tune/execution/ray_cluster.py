@@ -34,6 +34,9 @@ _TOKEN = secrets.token_hex(32)  # of the clusters that this process starts
 _TOKEN_FILE = Path.home() / ".ray" / "auth_token"  # where Ray stores a token by default
 _owns_cluster = False
 
+_TokenContext = Callable[[], AbstractContextManager[None]]
+"""Function that returns a context in which Ray finds the token of the cluster."""
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -41,6 +44,7 @@ class Machine:
 
     Args:
         node_id: Ray's ID of the node. If Ray is restarted on a machine, the node has a new ID.
+        name: Host name.
         resources: Resources, e.g. {"CPU": 2.0}.
     """
 
@@ -50,25 +54,36 @@ class Machine:
 
     def fits(self, bundles: Sequence[Mapping[str, float]]) -> bool:
         """Return True if the machine is large enough for these bundles together."""
-        return all(
-            sum(bundle.get(kind, 0.0) for bundle in bundles) <= self.resources.get(kind, 0.0) + 1e-9
-            for kind in ("CPU", "GPU")
-        )
+        for kind in ("CPU", "GPU"):
+            needed = sum(bundle.get(kind, 0.0) for bundle in bundles)
+            available = self.resources.get(kind, 0.0)
+            if needed > available + 1e-9:  # tolerates rounding errors
+                return False
+        return True
 
 
 def configure_ray(*, local: bool = True) -> None:
     """Set defaults for Ray's environment variables. Call this before importing ray."""
-    for name, value in (_ENVIRONMENT | (_LOCAL_ENVIRONMENT if local else {})).items():
+    defaults = dict(_ENVIRONMENT)
+    if local:
+        defaults |= _LOCAL_ENVIRONMENT
+    for name, value in defaults.items():
         os.environ.setdefault(name, value)
 
 
 def start_ray(*, address: str | None = None, num_cpus: int | None = None) -> list[dict[str, float]]:
-    """Connect to the cluster at `address` (None: start a local one), unless Ray is already initialized.
+    """Start a local cluster or connect to an existing one, unless Ray is already initialized.
 
-    Return the resources of each machine, e.g. [{"CPU": 2.0}]. `num_cpus` limits a local cluster.
+    Args:
+        address: Address of an existing cluster: HOST:PORT of its head, or "auto". None: start a local one.
+        num_cpus: Number of CPUs of a local cluster. None: those that this process can use.
+
+    Returns:
+        The resources of each machine, e.g. [{"CPU": 2.0}].
 
     Raises:
-        UserError: `address` is invalid. WorkError: Ray cannot be started, or the connection fails.
+        UserError: `address` is invalid, or this process has already started a cluster of its own.
+        WorkError: Ray cannot be started, or the connection fails.
     """
     configure_ray(local=address is None)
     if address is not None:
@@ -98,16 +113,18 @@ def alive_machines() -> list[Machine]:
 
 
 def _start(address: str | None, *, num_cpus: int | None) -> None:
+    """Start a local cluster, or connect to the one at `address`. See `start_ray`."""
     import ray
 
     global _owns_cluster
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
-        options |= {"include_dashboard": False} | _resource_options(num_cpus)
-    attempts = _attempts(address)
-    for attempt, token in enumerate(attempts, start=1):
+        options["include_dashboard"] = False
+        options |= _resource_options(num_cpus)
+    token_contexts = _token_contexts(address)
+    for attempt, token_context in enumerate(token_contexts, start=1):
         try:
-            with preserve_signal_handlers(), token():
+            with preserve_signal_handlers(), token_context():
                 ray.init(address=address or "local", **options)
             break
         except Exception as error:
@@ -115,22 +132,22 @@ def _start(address: str | None, *, num_cpus: int | None) -> None:
             if address is not None:
                 hint = "" if "token" in reason else _TOKEN_HINT
                 raise WorkError(f"Cannot connect to Ray at {address}: {reason}.{hint}") from None
-            if attempt == len(attempts):
+            if attempt == len(token_contexts):
                 raise WorkError(f"Cannot start Ray: {reason}.") from None
             ray.shutdown()
     _owns_cluster = address is None
 
 
-def _attempts(address: str | None) -> list[Callable[[], AbstractContextManager[None]]]:
-    """Return, for each attempt to start Ray, the context in which it finds the token of the cluster.
+def _token_contexts(address: str | None) -> list[_TokenContext]:
+    """Return the context of each attempt to start Ray, in which Ray finds the token of the cluster.
 
     On a busy machine, Ray may not start within its timeout of 30 s, so it gets a second attempt. Ray reads a
     token once per process. If the process has used a cluster with the token in ~/.ray/auth_token, as
     notebooks may, it cannot start a cluster with another token. The last attempt then uses this token.
     """
     if address is not None:
-        return [nullcontext]
-    contexts: list[Callable[[], AbstractContextManager[None]]] = [_token_in_memory, _token_in_memory]
+        return [nullcontext]  # the user has set the token of an existing cluster
+    contexts: list[_TokenContext] = [_token_in_memory, _token_in_memory]
     if _TOKEN_FILE.exists():
         contexts.append(_token_in_file)
     return contexts
@@ -158,7 +175,7 @@ def _token_in_memory() -> Iterator[None]:
 def _token_in_file() -> Iterator[None]:
     """Start a cluster with the token that this process has already read from ~/.ray/auth_token."""
     with suppress(OSError):
-        _TOKEN_FILE.chmod(0o600)
+        _TOKEN_FILE.chmod(0o600)  # other users could execute code in the cluster
     yield
 
 
@@ -166,17 +183,21 @@ def _resource_options(num_cpus: int | None) -> dict[str, int]:
     """Return options of `ray.init` that limit resources to those that this process can use."""
     from prometar.device import num_gpus
 
-    options = {"num_gpus": num_gpus()}  # Ray counts GPUs that torch cannot use, and MIG slices as one GPU
+    # Ray itself would also count GPUs that torch cannot use, and all MIG slices of a GPU as one GPU.
+    options = {"num_gpus": num_gpus()}
     if num_cpus is None and usable_cpus() < (os.cpu_count() or 1):  # e.g. in a Slurm job
         num_cpus = usable_cpus()
-    return options if num_cpus is None else {**options, "num_cpus": num_cpus}
+    if num_cpus is not None:
+        options["num_cpus"] = num_cpus
+    return options
 
 
 @contextmanager
 def preserve_signal_handlers() -> Iterator[None]:
     """Restore the signal handlers after this context, and prevent Ray's processes from ignoring SIGINT.
 
-    Ray cancels tasks with SIGINT, which a shell's background jobs and their child processes ignore.
+    Ray cancels tasks with SIGINT. A shell starts its background jobs with SIGINT ignored, and their child
+    processes would inherit this.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -207,8 +228,8 @@ def head_is_dead() -> bool:
             _probe(ray.get_runtime_context().gcs_address)
     except ConnectionRefusedError:
         return True
-    except OSError:  # the head may be alive, e.g. if the network is down
-        pass
+    except OSError:
+        return False  # the head may be alive, e.g. if the network is down
     return False
 
 

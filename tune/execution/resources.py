@@ -23,11 +23,12 @@ class JobResources:
     """Number of concurrent jobs, and the resources of each.
 
     Args:
-        num_concurrent: Number of concurrent jobs on the machines that were known to the planner.
-        max_concurrent: Largest number of concurrent jobs, also if machines join.
+        num_concurrent: Number of concurrent jobs on the machines of the cluster at the time of planning.
+        max_concurrent: Maximum number of concurrent jobs, even if machines join.
         cpus: CPUs per job, for trainer and stream together.
         gpus: GPUs per job, all for the trainer.
-        max_cpus, max_gpus: Largest number of CPUs and of GPUs on one machine, as limits for retries.
+        max_cpus: Largest number of CPUs of a machine. A retry cannot have more.
+        max_gpus: Largest number of GPUs of a machine. A retry cannot have more.
         memory: Estimated memory per job in bytes, 0 if unknown.
     """
 
@@ -56,7 +57,7 @@ class JobResources:
 
     @property
     def threads(self) -> int:
-        """Number of torch threads of a trainer: all CPUs of the job, because the stream is often idle."""
+        """Number of torch threads of a trainer: one per CPU of the job, because the stream is often idle."""
         return max(1, math.floor(self.cpus))
 
     def bundles(self) -> list[dict[str, float]]:
@@ -79,7 +80,7 @@ class JobResources:
             >>> resources.enlarge([{"CPU": 0.5, "GPU": 0.25}, {"CPU": 0.5}])
             [{'CPU': 0.5, 'GPU': 0.5}, {'CPU': 0.5}]
         """
-        trainer, stream = map(dict, bundles)
+        trainer, stream = bundles
         if trainer.get("GPU"):
             kind = "GPU"
             largest = min(1.0, self.max_gpus)
@@ -89,7 +90,7 @@ class JobResources:
         amount = min(2 * trainer[kind], largest)
         if amount <= trainer[kind]:
             return None
-        return [{**trainer, kind: amount}, stream]
+        return [{**trainer, kind: amount}, dict(stream)]
 
 
 def uses_gpus(nodes: Sequence[NodeResources], resources: ResourcesConfig) -> bool:
@@ -119,7 +120,9 @@ def plan_trials(
 
 
 def max_concurrent_trials(num_trials: int) -> int:
-    """Return the maximum number of concurrent trials of a study: a fifth, so that the search learns.
+    """Return the maximum number of concurrent trials of a study: a fifth of its trials, but at least one.
+
+    With more, most settings would be sampled before the sampler has results to learn from.
 
     Example:
         >>> max_concurrent_trials(24), max_concurrent_trials(3)
@@ -168,7 +171,8 @@ def plan_resources(
 
     Args:
         nodes: Resources of each machine, e.g. [{"CPU": 32.0, "GPU": 4.0}].
-        max_concurrent: Largest number of concurrent jobs, unless the user sets `resources.max_concurrent`.
+        resources: Resources as set by the user.
+        max_concurrent: Maximum number of concurrent jobs, unless the user sets `resources.max_concurrent`.
         max_reason: Reason for `max_concurrent`, for the summary.
         memory: Estimated memory per job in bytes, 0 if unknown. One job per machine is always allowed,
             because the estimate may be too high. It is ignored if the user sets `resources.max_concurrent`.
@@ -189,39 +193,45 @@ def plan_resources(
         memory = 0
 
     def capacity(cpus: float, gpus: float) -> int:
+        """Return the number of jobs of this size that fit on all machines."""
         return sum(_node_capacity(node, cpus, gpus, memory) for node in nodes)
 
+    # The smallest jobs determine how many are concurrent.
     cpus = resources.cpus_per_trial or 1.0
-    gpu_shares = [0.0]  # GPUs per job to choose from, largest first
-    if max_gpus:  # shares are rounded down to Ray's resolution of 1/10,000
-        gpu_shares = [math.floor(1e4 / count) / 1e4 for count in range(1, _MAX_JOBS_PER_GPU + 1)]
-    if resources.gpus_per_trial != "auto":
+    if resources.gpus_per_trial == "auto":
+        gpu_shares = _possible_gpu_shares(max_gpus)
+    else:
         gpu_shares = [resources.gpus_per_trial]
-        if gpu_shares[0] > 1:
-            problem = f"--gpus-per-{option_noun} must be at most 1, got {gpu_shares[0]:g}."
+        if resources.gpus_per_trial > 1:
+            problem = f"--gpus-per-{option_noun} must be at most 1, got {resources.gpus_per_trial:g}."
             raise UserError(f"{problem} A {noun} trains on one GPU.")
-    num_concurrent = min(max_concurrent, capacity(cpus, gpu_shares[-1]))
+    smallest_share = gpu_shares[-1]
+    num_concurrent = min(max_concurrent, capacity(cpus, smallest_share))
     if not num_concurrent:
-        gpu = f" and {gpu_shares[-1]:g} GPU" if gpu_shares[-1] else ""
+        gpu = f" and {smallest_share:g} GPU" if smallest_share else ""
         raise UserError(
             f"A {noun} needs {cpus:g} CPU{gpu} on one machine, but Ray's machines have at most "
             f"{max_cpus:g} CPU and {max_gpus:g} GPU. Lower --cpus-per-{option_noun} or "
             f"--gpus-per-{option_noun}, or wait until more machines have joined (clusters/wait.py)."
         )
+
+    # Jobs grow as long as equally many of them fit.
     gpus = next(share for share in gpu_shares if capacity(cpus, share) >= num_concurrent)
     if resources.cpus_per_trial is None:
         while cpus + 1 <= max_cpus and capacity(cpus + 1, gpus) >= num_concurrent:
             cpus += 1
+
     if num_concurrent == max_concurrent:
         reason = max_reason
     elif resources.max_concurrent:
         reason = f"all that fit, below --max-concurrent {max_concurrent}"
     else:
         reason = "all that fit"
+    jobs_text = format_count(num_concurrent, f"concurrent {noun}")
     resources_text = format_count(cpus, "CPU")
     if gpus:
         resources_text += f" and {format_count(gpus, 'GPU')}"
-    summary = f"{format_count(num_concurrent, f'concurrent {noun}')} ({reason}), each with {resources_text}"
+    summary = f"{jobs_text} ({reason}), each with {resources_text}"
     planned = JobResources(
         num_concurrent=num_concurrent,
         max_concurrent=max_concurrent,
@@ -234,11 +244,34 @@ def plan_resources(
     return planned, summary
 
 
+def _possible_gpu_shares(max_gpus: float) -> list[float]:
+    """Return the numbers of GPUs that a job may have, largest first: 1, 1/2, 1/3, 1/4, or only 0.
+
+    Args:
+        max_gpus: Largest number of GPUs of a machine.
+    """
+    if not max_gpus:
+        return [0.0]
+    # Rounded down to Ray's resolution of 1/10,000.
+    return [math.floor(1e4 / jobs_per_gpu) / 1e4 for jobs_per_gpu in range(1, _MAX_JOBS_PER_GPU + 1)]
+
+
 def _node_capacity(node: NodeResources, cpus: float, gpus: float, memory: float) -> int:
-    """Return the number of jobs that fit on a machine. A share below 1 GPU cannot span several GPUs."""
-    count = math.floor(node.get("CPU", 0.0) / cpus + 1e-9)  # + 1e-9: tolerates rounding errors
+    """Return the number of jobs that fit on a machine.
+
+    Args:
+        node: Resources of the machine.
+        cpus: CPUs per job.
+        gpus: GPUs per job, at most 1. A job cannot use parts of several GPUs.
+        memory: Estimated memory per job in bytes, 0 if unknown.
+    """
+    # 1e-9 tolerates rounding errors.
+    capacity = math.floor(node.get("CPU", 0.0) / cpus + 1e-9)
     if gpus:
-        count = min(count, math.floor(1 / gpus + 1e-9) * math.floor(node.get("GPU", 0.0)))
+        jobs_per_gpu = math.floor(1 / gpus + 1e-9)
+        num_gpus = math.floor(node.get("GPU", 0.0))
+        capacity = min(capacity, jobs_per_gpu * num_gpus)
     if memory and "memory" in node:
-        count = min(count, max(1, math.floor(node["memory"] / memory)))
-    return count
+        fits_in_memory = math.floor(node["memory"] / memory)
+        capacity = min(capacity, max(1, fits_in_memory))
+    return capacity

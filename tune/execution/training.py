@@ -33,14 +33,15 @@ class JobTraining:
     because the settings of the job are not at fault.
 
     Args:
-        shared: What the jobs of this process share, e.g. the backbone.
+        request: The job, its resources and its timeout.
+        shared: Cache of what the jobs of this process share, e.g. the backbone.
     """
 
     def __init__(self, request: JobRequest, shared: RunCache) -> None:
         self._request = request
         self._shared = shared
-        self._epoch = 0
-        self._sessions: dict[Path, Session] = {}
+        self._epoch = 0  # latest reported epoch
+        self._sessions: dict[Path, Session] = {}  # by folder of the run
         self._notes: list[str] = []
 
     def advance(self) -> EpochReport:
@@ -52,7 +53,7 @@ class JobTraining:
         try:
             self._train()
             sessions = self._sessions.values()
-            # A resumed session may be ahead of the reported epochs.
+            # A resumed session may contain more epochs than have been reported.
             finished = all(each.finished and len(each.history) <= self._epoch for each in sessions)
             if finished:
                 for folder, session in self._sessions.items():
@@ -61,16 +62,20 @@ class JobTraining:
             raise
         except PrometarError as error:
             return EpochReport(epoch=self._epoch, error=str(error), finished=True)
-        # Runs may have different numbers of epochs. A run that has ended keeps its last metrics.
-        metrics = [session.history[: self._epoch][-1] for session in sessions]
-        configs = self._request.job.configs.values()
-        allocated = self._request.allocated
-        measured = zip(configs, metrics, strict=True)
-        scores = [RunScore.of(config, values, **allocated) for config, values in measured]
+
+        scores: list[RunScore] = []
+        losses: list[float] = []
+        for folder, config in self._request.job.configs.items():
+            history = self._sessions[folder].history
+            # Runs may have different numbers of epochs. A run that has ended keeps its last metrics.
+            last_epoch = min(self._epoch, len(history))
+            metrics = history[last_epoch - 1]
+            scores.append(RunScore.of(config, metrics, **self._request.allocated))
+            losses.append(metrics.get("direct_ce", 0.0))  # cross-entropy on the whole batch
         return EpochReport(
             epoch=self._epoch,
             runs=tuple(scores),
-            loss=mean(each.get("direct_ce", 0.0) for each in metrics),  # cross-entropy on the whole batch
+            loss=mean(losses),
             finished=finished,
             notes=tuple(self._notes),
         )
@@ -87,28 +92,18 @@ class JobTraining:
                     session.close()  # frees the CPUs for the next run's stream; the session stays usable
 
     def _open(self, folder: Path, config: Config) -> Session:
-        """Open the session of a run. Resume the run if the folder contains a checkpoint."""
+        """Open the session of a run, and write its config.yaml. Resume the run if it has a checkpoint."""
         job = self._request.job
-        result_path = folder / RESULT_FILE
         try:
             run = build_run(config, job.objective, val_per_class=job.val_per_class, shared=self._shared)
         except PrometarError:
             _require_inputs(config)
             raise
-        session, note = Session.resume_or_restart(
-            run, folder, self._stream, AlignmentRecorder(folder) if job.records_alignment else None
-        )
-        self._notes += [note] if note else []
-        # If the folder contains the result of a run with other settings, the result must not be used.
-        try:
-            is_same_run = read_result(folder).run_digest == run.digest
-        except UserError:  # the result is missing or corrupt
-            is_same_run = False
-        try:
-            if not is_same_run:
-                result_path.unlink(missing_ok=True)
-        except OSError as error:
-            raise cannot_write_error(result_path, error) from None
+        recorder = AlignmentRecorder(folder) if job.records_alignment else None
+        session, note = Session.resume_or_restart(run, folder, self._stream, recorder)
+        if note:
+            self._notes.append(note)
+        _delete_other_result(folder, run.digest)
         write_atomically(folder / "config.yaml", dump_config(config).encode())
         return session
 
@@ -131,21 +126,42 @@ class JobTraining:
                 )
 
     def _stream(self, order: ImageOrder, source: Source, start_step: int = 0) -> Iterator[Batch]:
-        """Stream images with Ray Data. Whatever fails is not due to the settings of the job."""
+        """Stream images with Ray Data. Errors of the stream are due to the machine, not to the settings."""
         with _blame_machine():
             yield from stream(order, source, start_step, cpus=self._request.resources.stream_cpus)
 
     def close(self) -> None:
         """Close the data streams, and release cached GPU memory for other workers."""
         while self._sessions:
-            # No variable may hold the last session, because its tensors could then not be released.
+            # Without a variable, which would keep the tensors of the last session in memory.
             self._sessions.popitem()[1].close()
         release_cached_memory()
 
 
+def _delete_other_result(folder: Path, run_digest: str) -> None:
+    """Delete result.json if it is corrupt or belongs to a run with other settings.
+
+    Otherwise, `JobTraining` would take it for the result of this run.
+
+    Raises:
+        InfrastructureError: the file cannot be deleted.
+    """
+    try:
+        is_same_run = read_result(folder).run_digest == run_digest
+    except UserError:  # the result is missing or corrupt
+        is_same_run = False
+    if is_same_run:
+        return
+    path = folder / RESULT_FILE
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise cannot_write_error(path, error) from None
+
+
 @contextmanager
 def _blame_machine() -> Iterator[None]:
-    """Convert expected errors to InputError, so that the job moves to another machine."""
+    """Convert errors other than bugs to InputError, so that the job moves to another machine."""
     try:
         yield
     except InfrastructureError:
@@ -157,8 +173,8 @@ def _blame_machine() -> Iterator[None]:
 def _require_inputs(config: Config) -> None:
     """Raise an InputError if this machine cannot read the dataset, the weights or the texts of classes.
 
-    The driver has read all of them. So they are missing only on this machine, e.g. because a folder is not
-    mounted.
+    The driver has already read them. If they are missing here, the cause is this machine, e.g. because a
+    folder is not mounted.
     """
     with _blame_machine():
         open_dataset(config.data.name, config.data.root, config.data.args)

@@ -1,4 +1,4 @@
-"""Ray Tune trainable that runs jobs (trials and other groups of training runs) in a Ray actor."""
+"""Ray Tune trainable that runs jobs in a Ray actor."""
 
 import errno
 import faulthandler
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 STACKS_FILE = "hung.txt"
 """File with the stacks of all threads of a hung worker, in the folder of the job."""
 _STORAGE_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+"""Errors of a full disk, an exhausted quota and a read-only file system."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,11 @@ class JobRequest:
     """A job with its resources and its timeout.
 
     Args:
+        job: The job.
+        resources: Resources per job as planned.
         bundles: Resources of each Ray bundle. Larger than in `resources` after an out-of-memory error.
-        avoided: Node IDs of the machines on which the job must not run.
         timeout_seconds: Seconds without a report after which the worker is restarted. None: no limit.
+        avoided: Node IDs of the machines on which the job must not run.
     """
 
     job: Job
@@ -47,7 +50,7 @@ class JobRequest:
 
     @property
     def allocated(self) -> dict[str, float]:
-        """Allocated CPUs and GPUs."""
+        """Numbers of allocated CPUs and GPUs, with the keys "cpus" and "gpus"."""
         return {
             "cpus": sum(bundle.get("CPU", 0.0) for bundle in self.bundles),
             "gpus": sum(bundle.get("GPU", 0.0) for bundle in self.bundles),
@@ -72,14 +75,17 @@ class JobWorker(ray_tune.Trainable):
         request: JobRequest = config["request"]
         if not request.avoided:
             return ray_tune.PlacementGroupFactory(request.bundles, strategy="STRICT_PACK")
-        # Ray gives each node this label.
-        elsewhere = {"ray.io/node-id": f"!in({','.join(request.avoided)})"}
+        avoided_ids = ",".join(request.avoided)
+        elsewhere = {"ray.io/node-id": f"!in({avoided_ids})"}  # Ray gives each node this label
         return ray_tune.PlacementGroupFactory(
-            request.bundles, strategy="STRICT_PACK", bundle_label_selector=[elsewhere] * len(request.bundles)
+            request.bundles,
+            strategy="STRICT_PACK",
+            bundle_label_selector=[elsewhere] * len(request.bundles),
         )
 
     def setup(self, config: dict[str, Any]) -> None:
-        self._request = config["request"]  # training is opened in `step`, because Tune hides errors here
+        # The training is opened in `step`, because Tune hides errors of this method.
+        self._request = config["request"]
         self._has_reported_machine = False
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -88,18 +94,19 @@ class JobWorker(ray_tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        """Return the report of the next epoch.
+        """Return the report of the next epoch under the key "report".
 
-        The first step of a job only says on which machine the job runs. So the driver knows the machine even
-        if the worker dies in its first epoch.
+        The first step of a job only returns the node ID of this machine, under the key "machine". The driver
+        then knows the machine even if the worker dies in its first epoch.
         """
         if not self._has_reported_machine:
             self._has_reported_machine = True
             return {"machine": ray.get_runtime_context().get_node_id()}
         with _convert_errors(), self._watchdog():
-            self._training = self._training or self.open_training(self._request)
+            if self._training is None:
+                self._training = self.open_training(self._request)
             report = self._training.advance()
-        # Never contains "done": Tune does not pass such a report to the scheduler.
+        # Without the key "done", because Tune does not pass results with it to the scheduler.
         return {"report": report}
 
     def cleanup(self) -> None:
@@ -123,7 +130,8 @@ class JobWorker(ray_tune.Trainable):
 
         torch.set_num_threads(request.resources.threads)
         if not gc.get_freeze_count():
-            # Data streams call `gc.collect`, which then skips the objects of imported modules. Saves 0.15 s.
+            # Data streams call `gc.collect`, which skips frozen objects, such as those of imported modules.
+            # This saves 0.15 s.
             gc.freeze()
         if self._shared is None:
             self._shared = RunCache()
@@ -131,7 +139,7 @@ class JobWorker(ray_tune.Trainable):
 
     @contextmanager
     def _watchdog(self) -> Iterator[None]:
-        """If the block exceeds the timeout, write the stack of every thread to a file and exit the process.
+        """Watch a block. If it exceeds the timeout, write the stacks of all threads to a file, and exit.
 
         The timer is not a Python thread, so it works even if a library holds the GIL.
 
@@ -163,7 +171,7 @@ class JobWorker(ray_tune.Trainable):
 
 @contextmanager
 def _convert_errors() -> Iterator[None]:
-    """Replace errors that other libraries raise if files cannot be accessed, or memory is exhausted.
+    """Replace errors of other libraries, which mean that a file cannot be accessed or memory is exhausted.
 
     Raises:
         InfrastructureError: the disk is full or read-only, or a file cannot be accessed.
@@ -191,9 +199,9 @@ def _prepare_gpu(share: float) -> None:
         share: Share of a GPU that is allocated to the job, at most 1.
 
     Raises:
-        InfrastructureError: torch cannot use the GPU, or a job that has the whole GPU finds its memory full.
-            This is a problem of the machine, not of the job.
-        MemoryError: other processes use all of the GPU's memory. With a larger share, the job may start.
+        InfrastructureError: torch cannot use the GPU, or other processes use all memory of a GPU that is
+            allocated to this job alone.
+        MemoryError: other processes use all memory of a shared GPU. With a larger share, the job may start.
     """
     if not ray.get_gpu_ids():
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch is imported
