@@ -1,9 +1,9 @@
 """Commands `defaults`, `report` and `reproduce`, which `prometar` finds through entry points."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -19,12 +19,14 @@ from tune.execution.ray_cluster import configure_ray
 if TYPE_CHECKING:
     from tune.reproduce.grid import BenchmarkProtocol
 
+_Value = TypeVar("_Value")
+
 DEFAULT_METHODS = ["zero-shot", "coop", "ivlp", "promptsrc", "prometar"]
 DEFAULT_SEEDS = [1, 2, 3]
 DEFAULT_OUT = Path("out/reproduce")
 _STUDY_SECTIONS = StudyConfig.model_fields.keys() - {"baseline"}
-"""Sections of --set that configure the studies of `reproduce --tune`, and not their runs."""
-_OPTION_OF_SETTING = {
+"""Sections of --set that configure the studies of `reproduce --tune`. Other sections configure their runs."""
+_OPTION_OF_SETTING = {  # settings of `reproduce` that --set must not contain, because they have an option
     "method": "--methods",
     "data.name": "--datasets",
     "data.root": "--data-root",
@@ -40,6 +42,7 @@ _OPTION_OF_SETTING = {
 
 
 def _option(text: str, default: object, **limits: Any) -> Any:
+    """Return an option whose help text ends with its default, and whose value has these limits."""
     return typer.Option(help=f"{text} Default: {default}.", show_default=False, **limits)
 
 
@@ -71,7 +74,8 @@ def defaults(
 
     if to is not None and not is_recipe_file(str(to)):
         raise UserError(f"--to must be a YAML file, such as average.yaml, got {to}.")
-    records = [read_records(path) for path in dict.fromkeys(map(resolve_path, studies))]
+    folders = _unique(resolve_path(study) for study in studies)
+    records = [read_records(folder) for folder in folders]
     best = average_best_of(records)
     for line in describe_average_best(records, best):
         print(line)
@@ -158,22 +162,26 @@ def reproduce(
     study_settings: dict[str, object] = {}
     run_settings: dict[str, object] = {}
     for key, value in overrides.items():
-        is_of_study = tune is not None and key.partition(".")[0] in _STUDY_SECTIONS
-        settings_of_part = study_settings if is_of_study else run_settings
-        settings_of_part[key] = value
+        section = key.partition(".")[0]
+        if tune is not None and section in _STUDY_SECTIONS:
+            study_settings[key] = value
+        else:
+            run_settings[key] = value
 
     source = source or chosen.source
-    test_datasets = tuple(name for name in dict.fromkeys(datasets or chosen.datasets) if name != source)
+    test_datasets = tuple(name for name in _unique(datasets or chosen.datasets) if name != source)
     training_datasets = (source,) if source else test_datasets
-    all_datasets = list(dict.fromkeys((*test_datasets, *training_datasets)))
+    all_datasets = _unique([*test_datasets, *training_datasets])
     shared = _shared_settings(all_datasets, backbone, pretrained, data_root)
 
     method_by_name = {recipe(method).name: method for method in methods}
     if len(method_by_name) < len(set(methods)):  # a method that is given twice runs once
         raise UserError("--methods: recipe files must have different names. Rename or omit one.")
     # The keys are options, so that messages can name the option with an invalid value.
-    values_by_option = {"--epochs": {} if epochs is None else {"train.epochs": epochs}, "--set": run_settings}
-    used_shots = tuple(dict.fromkeys(shots or chosen.shots))
+    values_by_option: dict[str, dict[str, object]] = {"--epochs": {}, "--set": run_settings}
+    if epochs is not None:
+        values_by_option["--epochs"]["train.epochs"] = epochs
+    used_shots = _unique(shots or chosen.shots)
     configs: dict[tuple[str, str, int], Config] = {}
     for name, method in method_by_name.items():
         for dataset, num_shots in product(training_datasets, used_shots):
@@ -185,8 +193,8 @@ def reproduce(
         chosen,
         datasets=test_datasets,
         configs=configs,
-        seeds=tuple(dict.fromkeys(seeds)),
-        shots=used_shots,
+        seeds=tuple(_unique(seeds)),
+        shots=tuple(used_shots),
         source=source,
     )
 
@@ -218,6 +226,11 @@ def reproduce(
         run_comparison(comparison, resources, address)
 
 
+def _unique(values: Iterable[_Value]) -> list[_Value]:
+    """Return the values without repetitions, in order of their first appearance."""
+    return list(dict.fromkeys(values))
+
+
 def _check_options(
     protocol: "BenchmarkProtocol",
     overrides: Mapping[str, object],
@@ -228,14 +241,20 @@ def _check_options(
     budget: Sequence[str] | None,
     plan: bool,
 ) -> None:
-    """Check which options of `reproduce` are used together.
+    """Check whether the options of `reproduce` can be used together.
+
+    Args:
+        protocol: The chosen benchmark protocol.
+        overrides: Settings of --set, by their keys.
+        source: Value of --source. The following arguments are values of options, too.
 
     Raises:
         UserError: --set is used for a setting that has an option, or an option does not apply.
     """
     reserved = overrides.keys() & _OPTION_OF_SETTING.keys()
     if reserved:
-        raise UserError(f"--set {min(reserved)} is not allowed. Use {_OPTION_OF_SETTING[min(reserved)]}.")
+        key = min(reserved)
+        raise UserError(f"--set {key} is not allowed. Use {_OPTION_OF_SETTING[key]}.")
     if tune is not None and protocol.name != "base-to-new":
         raise UserError(f"--tune requires --protocol base-to-new, got {protocol.name}.")
     if tune is None and budget:

@@ -37,34 +37,29 @@ _CONFIG_HELP = {
 
 
 def _parameters() -> Iterator[Parameter]:
-    """Yield the command's parameters, generated from `OPTION_GROUPS`. `StudyConfig` validates the values."""
+    """Yield the command's parameters, generated from `OPTION_GROUPS`.
 
-    def parameter(flag: str, kind: object, name: str, default: object = None, **attributes: Any) -> Parameter:
-        annotation = Annotated[kind, typer.Option(flag, **attributes)]  # type: ignore[valid-type]
-        return Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-
+    Values stay strings, because `StudyConfig` converts and validates them.
+    """
     for group, options in OPTION_GROUPS.items():
-        for name, field_path in options.items():
+        for option, field_path in options.items():
             field = _field(field_path)
+            name = option.replace("-", "_")
             if field.annotation is bool:
-                yield parameter(
-                    f"--{name}",
-                    bool | None,
-                    name.replace("-", "_"),
-                    help=field.description,
-                    rich_help_panel=group,
+                yield _parameter(
+                    f"--{option}", bool | None, name, help=field.description, rich_help_panel=group
                 )
                 continue
             takes_several = get_origin(field.annotation) is tuple
-            yield parameter(
-                f"--{name}",
+            yield _parameter(
+                f"--{option}",
                 list[str] | None if takes_several else str | None,
-                name.replace("-", "_"),
-                help=_CONFIG_HELP.get(name) or f"{field.description}{_default(field)}",
+                name,
+                help=_CONFIG_HELP.get(option, f"{field.description}{_default(field)}"),
                 rich_help_panel=group,
                 metavar=_metavar(field),
             )
-    yield parameter(
+    yield _parameter(
         "--set",
         list[str] | None,
         "settings",
@@ -73,7 +68,21 @@ def _parameters() -> Iterator[Parameter]:
         metavar="KEY=VALUE",
     )
     plan_help = "Check data, weights, memory and settings, and estimate the duration, but start no trial."
-    yield parameter("--plan", bool, "plan", default=False, help=plan_help)
+    yield _parameter("--plan", bool, "plan", default=False, help=plan_help)
+
+
+def _parameter(flag: str, kind: object, name: str, default: object = None, **attributes: Any) -> Parameter:
+    """Return a keyword parameter that typer shows as the option `flag`.
+
+    Args:
+        flag: Option with its dashes, e.g. "--data-root".
+        kind: Type of the value.
+        name: Name of the parameter, e.g. "data_root".
+        default: Default value.
+        attributes: Keyword arguments of `typer.Option`.
+    """
+    annotation = Annotated[kind, typer.Option(flag, **attributes)]  # type: ignore[valid-type]
+    return Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
 def _metavar(field: FieldInfo) -> str:
@@ -87,15 +96,20 @@ def _metavar(field: FieldInfo) -> str:
 
 
 def _default(field: FieldInfo) -> str:
-    """Return the default as a sentence, or "" if there is none or the description states it."""
-    # A tuple is shown as the words that a user would type. None and other empty defaults need a description.
-    default = " ".join(field.default) if isinstance(field.default, tuple) else str(field.default or "")
-    if not default or "Default" in str(field.description):
+    """Return the default as a sentence after a space.
+
+    Return "" if the description states the default, or if the default is empty, such as None.
+    """
+    if not field.default or "Default" in str(field.description):
         return ""
+    default = field.default
+    if isinstance(default, tuple):
+        default = " ".join(default)  # the words that a user would type
     return f" Default: {default}."
 
 
 def _field(field_path: str) -> FieldInfo:
+    """Return the field of `StudyConfig` at a path such as "search.trials"."""
     *sections, name = field_path.split(".")
     model: Any = StudyConfig
     for section in sections:
@@ -112,8 +126,9 @@ def search(*, plan: bool = False, **options: Any) -> None:
 
     study = Study(config=config)
     if plan:
-        print(study.describe_plan(), flush=True)
-        print(f"{study.estimate()}\nThe report will be written to {study.folder.path / 'report.html'}")
+        print(study.describe_plan(), flush=True)  # before the estimate, which takes a while
+        print(study.estimate())
+        print(f"The report will be written to {study.folder.path / 'report.html'}")
     else:
         study.run()
 
@@ -123,7 +138,11 @@ search.__signature__ = Signature(list(_parameters()))  # type: ignore[attr-defin
 
 
 def main(args: list[str] | None = None) -> int:
-    """Run the command line. Return the exit status."""
+    """Run the command line. Return the exit status.
+
+    Args:
+        args: Arguments. Default: those of this process.
+    """
     return run_cli(app, sys.argv[1:] if args is None else args)
 
 

@@ -58,8 +58,9 @@ class _OpenStudy:
     """State of a study while its folder is locked and Ray is running.
 
     Args:
+        plan: Plan of the study.
         digests: Digests, by name, of inputs other than settings that affect results.
-        resources: Resources per trial.
+        resources: Concurrency, and the resources per trial.
         memory_bytes: Estimated memory of a run.
         page: report.html, which is rewritten while stages run.
     """
@@ -139,7 +140,7 @@ class Study:
     def _search_stages(
         self, plan: StudyPlan, digests: Mapping[str, str], *, concurrency: int
     ) -> Stages[None]:
-        """Yield the stage of the search. Its results determine the settings of its next jobs."""
+        """Yield the stage of the search, whose results determine the settings of its next jobs."""
         from tune.stages.search import SearchJobs
         from tune.store.trial_store import open_trial_store
         from tune.tracking import Trackers
@@ -159,7 +160,7 @@ class Study:
                 yield Stage(
                     name="Search",
                     jobs=jobs,
-                    total=max(config.search.trials, num_ended),  # an earlier command may have run more trials
+                    total=max(config.search.trials, num_ended),  # an earlier --trials may have been larger
                     done=num_ended,
                     observers=[jobs, trackers],  # `jobs` learns from the results
                     is_adaptive=True,
@@ -172,7 +173,7 @@ class Study:
         self._require_completed_trial()
 
     def _write_study(self, plan: StudyPlan, digests: Mapping[str, str], store: "TrialStore") -> None:
-        """Write study.yaml. Print notes on trials that used images which have been excluded since."""
+        """Write study.yaml. Print a note for each dataset whose excluded images have changed after trials."""
         from tune.stages.exclusions import exclusion_notes
 
         notes: list[str] = []
@@ -214,7 +215,7 @@ class Study:
             raise WorkError(f"{self.folder.path} contains no completed trial. Run the search first.")
         if len(chosen) > 1:
             seeds = format_count(config.confirm.seeds, "fresh seed")
-            names = ", ".join(map(_trial_name, chosen))
+            names = ", ".join(_trial_name(trial) for trial in chosen)
             self.console.print(f"Confirming {len(chosen)} trials with {seeds}: {names}")
         confirmation = yield from confirm(config, self.folder, chosen)
         self.folder.write(confirmation)
@@ -267,8 +268,8 @@ class Study:
         """Check the inputs, lock the folder, and yield the flow and the footprint of the study.
 
         The flow contains all stages, and its result is the final test. The footprint contains the sizes that
-        determine the memory of a run. A queue of several studies uses them. It starts Ray and writes the
-        reports itself.
+        determine the memory of a run. The caller, which runs a queue of several studies, starts Ray and
+        writes the reports.
 
         Raises:
             UserError: as in `run`.
@@ -279,15 +280,14 @@ class Study:
         if concurrency is None:
             concurrency = max_concurrent_trials(self.config.search.trials)
         stages = self._all_stages(plan, digests, concurrency=concurrency)
-        with (
-            self._lock(),
-            Flow(self.folder.path.name, stages, total=plan.num_jobs, max_concurrent=concurrency) as flow,
-        ):
+        flow = Flow(self.folder.path.name, stages, total=plan.num_jobs, max_concurrent=concurrency)
+        with self._lock(), flow:
             yield flow, footprint
 
     def _all_stages(
         self, plan: StudyPlan, digests: Mapping[str, str], *, concurrency: int
     ) -> Stages[FinalTest]:
+        """Yield the stages of search, confirmation and final test."""
         yield from self._search_stages(plan, digests, concurrency=concurrency)
         yield from self._confirmation_stages()
         test = yield from self._test_stages(plan)
@@ -296,17 +296,22 @@ class Study:
     def _write_settings(self, name: str, settings: Settings, *, comment: str = "") -> None:
         """Write the complete configuration of a run with these settings, as in the final test.
 
-        NAME.yaml is for the first dataset. A further dataset with other published settings has a file of its
-        own, NAME-DATASET.yaml.
+        The file NAME.yaml is for the first dataset. Another dataset has a file of its own, NAME-DATASET.yaml,
+        if its published settings differ from those of the first one.
+
+        Args:
+            name: Name of the file, with its suffix.
+            settings: Values of the searched settings.
+            comment: Comment at the start of the file.
         """
         config = self.config
         seed = config.final_seeds[0] if config.final_seeds else config.search.seed
-        files = {config.search.datasets[0]: name}
+        file_names = {config.search.datasets[0]: name}
         for dataset in config.baseline_changes:
-            files[dataset] = f"{Path(name).stem}-{file_name(dataset)}.yaml"
-        for dataset, file in files.items():
+            file_names[dataset] = f"{Path(name).stem}-{file_name(dataset)}.yaml"
+        for dataset, dataset_file in file_names.items():
             run_config = config.run_config(settings, dataset=dataset, seed=seed, final_epochs=True)
-            self.folder.write_settings(file, run_config, comment=comment)
+            self.folder.write_settings(dataset_file, run_config, comment=comment)
 
     def report(self) -> "Report":
         """Write report.html from the records, and print the summary.
@@ -335,7 +340,7 @@ class Study:
 
     @cached_property
     def _plan(self) -> StudyPlan:
-        """Plan for `describe_plan` and `estimate`. `run` makes another, because data may have changed."""
+        """Plan for `describe_plan` and `estimate`. `run` plans again, because data may have changed."""
         return plan_study(self.config)
 
     def describe_plan(self) -> str:
@@ -344,11 +349,14 @@ class Study:
         Raises:
             UserError: a dataset is missing or too small, or an option is invalid.
         """
-        ranges = self.config.search.space.describe()
-        searched = [f"  {key}: {values}" for key, values in ranges.items()]
         plan = self._plan
-        lines = [self._headline, str(plan), *self._about_enqueued, "Searched settings:", *searched]
-        return "\n".join([*lines, *plan.notes])
+        lines = [self._headline, str(plan)]
+        lines += self._about_enqueued
+        lines.append("Searched settings:")
+        for key, values in self.config.search.space.describe().items():
+            lines.append(f"  {key}: {values}")
+        lines += plan.notes
+        return "\n".join(lines)
 
     def estimate(self) -> str:
         """Load the weights, time a few training steps, and describe the maximum duration on this machine.
@@ -362,10 +370,12 @@ class Study:
 
     @property
     def _about_enqueued(self) -> list[str]:
-        return [*describe_enqueued(self.config), *self._enqueue_notes]
+        """Lines on the enqueued settings of other studies."""
+        return describe_enqueued(self.config) + self._enqueue_notes
 
     @property
     def _headline(self) -> str:
+        """Line that describes the study."""
         config = self.config
         search = config.search
         trials = format_count(search.trials, "trial")
@@ -397,7 +407,10 @@ class Study:
             on_gpu = uses_gpus(nodes, config.resources)
             memory = max(footprint.memory_bytes(each, on_gpu=on_gpu) for each in config.baselines)
             resources, summary = plan_trials(nodes, config.resources, config.search.trials, memory)
-            for line in (self._headline, str(plan), summary, *self._about_enqueued, *plan.notes):
+            lines = [self._headline, str(plan), summary]
+            lines += self._about_enqueued
+            lines += plan.notes
+            for line in lines:
                 self.console.print(line)
             with LivePage(self.folder, self.console) as page:
                 self._opened = _OpenStudy(plan, digests, resources, memory, page)
@@ -423,6 +436,7 @@ class Study:
         return plan, digests, footprint
 
     def _lock(self) -> AbstractContextManager[None]:
+        """Return a context that locks the study's folder. It raises a WorkError if the folder is locked."""
         return lock_folder(self.folder.path, f"the study {self.folder.path}")
 
     def _complete(self, stages: Stages[_Result]) -> _Result:
@@ -466,7 +480,8 @@ class Study:
         """
         from tune.execution.ray_cluster import start_ray
 
-        nodes = start_ray(address=self.config.location.address)  # Ray is running: this returns the machines
+        # Ray is already running, so this call only returns the resources of the machines.
+        nodes = start_ray(address=self.config.location.address)
         num_runs = stage.total - stage.done
         resources, summary = plan_runs(nodes, self.config.resources, num_runs, memory_bytes)
         self.console.print(f"{stage.name}: {summary}")
@@ -474,6 +489,7 @@ class Study:
 
 
 def _trial_name(trial: TrialRecord) -> str:
+    """Return the number of a trial, for a list of trials in a message."""
     if trial.is_baseline:
         return f"{trial.number} (default settings)"
     return str(trial.number)

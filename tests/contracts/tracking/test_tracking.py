@@ -124,7 +124,7 @@ def test_a_tracker_that_fails_is_one_line_and_does_not_stop_the_search(
             calls.append((name, what))
 
         call("start")
-        return tracking.SimpleNamespace(log=lambda *_: call("log"), finish=lambda _: call("finish"))
+        return tracking.TrackerRun(log=lambda *_: call("log"), finish=lambda _: call("finish"))
 
     monkeypatch.setattr(tracking, "start_tracking", start)
     out = io.StringIO()
