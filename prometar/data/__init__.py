@@ -1,1 +1,1 @@
-"""From the name of a dataset to batches: catalog -> few-shot split -> data plan -> stream."""
+"""From the name of a dataset to batches: catalog -> few-shot split -> image order -> stream."""

@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from prometar.data.datasets.benchmarks import BENCHMARKS
@@ -25,10 +26,14 @@ from prometar.errors import InfrastructureError, PrometarError, UserError
 from prometar.io.files import cache_folder, read_bytes, write_atomically
 
 _GROUP_SIZE = 16  # images that a thread reads and decodes at a time
+_GROUPS_PER_THREAD = 4  # in memory at most, if the consumer of the images is slow
 
 
 def list_datasets(root: Path | str | None = None) -> dict[str, Dataset | str | None]:
-    """Map each built-in name to the dataset, the error if it cannot be opened, or None if it is missing.
+    """Open all built-in datasets that exist in a data root.
+
+    Returns:
+        For each built-in name, the dataset, or the error if it cannot be opened, or None if it is missing.
 
     Raises:
         UserError: `root` is not a folder.
@@ -38,31 +43,46 @@ def list_datasets(root: Path | str | None = None) -> dict[str, Dataset | str | N
         find_manifest(str(root))  # if the store does not respond, fail once, not once per dataset
     elif root is not None and not Path(root).is_dir():
         raise UserError(f"The data root {root} is not a folder. Pass --data-root DIR.")
+
     found = {name: _open_if_present(name, root) for name in BUILT_IN_NAMES}
-    if isinstance(found[OWN_IMAGES], str) and any(found[name] is not None for name in BENCHMARKS):
-        found[OWN_IMAGES] = None  # `root` contains benchmarks, not class folders
+    has_benchmarks = any(found[name] is not None for name in BENCHMARKS)
+    if has_benchmarks and isinstance(found[OWN_IMAGES], str):
+        found[OWN_IMAGES] = None  # the folders in `root` are benchmarks, not classes
     return found
 
 
 def _open_if_present(name: str, root: Path | str | None) -> Dataset | str | None:
+    """Return the dataset, or the error if it cannot be opened, or None if it is missing."""
     location = dataset_location(name, root or "")
     try:
         if "://" in location:
             exists = find_manifest(location) is not None
         else:
             exists = root is not None and Path(location).is_dir()
-        return open_dataset(name, root) if exists or name in RENDERED else None
+        if exists or name in RENDERED:
+            return open_dataset(name, root)
     except PrometarError as error:
         return str(error)
+    return None
 
 
 def size_differences(name: str, num_classes: int, counts: dict[str, int]) -> tuple[str, ...]:
-    """Describe differences from the published sizes, such as "train 600 of 2820". Return () if none exist."""
+    """Return how a dataset differs from the published sizes, such as "train 600 of 2820".
+
+    Args:
+        name: Name of the dataset. Only benchmarks have published sizes.
+        num_classes: Number of classes found.
+        counts: Number of images found, by split.
+    """
     if name not in BENCHMARKS:
         return ()
-    published = {"classes": BENCHMARKS[name].num_classes, **BENCHMARKS[name].sizes}
-    found = {"classes": num_classes, **counts}
-    return tuple(f"{key} {found[key]} of {size}" for key, size in published.items() if found[key] != size)
+    published_sizes = {"classes": BENCHMARKS[name].num_classes, **BENCHMARKS[name].sizes}
+    sizes = {"classes": num_classes, **counts}
+    differences: list[str] = []
+    for key, published in published_sizes.items():
+        if sizes[key] != published:
+            differences.append(f"{key} {sizes[key]} of {published}")
+    return tuple(differences)
 
 
 def check(name: str, root: Path | str | None = None) -> tuple[list[str], list[str], list[str]]:
@@ -72,66 +92,83 @@ def check(name: str, root: Path | str | None = None) -> tuple[list[str], list[st
         name, root: As for `open_dataset`.
 
     Returns:
-        Three lists: errors in the image list, such as labels with two names; one error per missing or corrupt
-        image; and a summary followed by notes, such as differences from the published sizes, photos with EXIF
-        rotation, and test images that are also training or validation images.
+        Errors in the image list, such as labels with two names.
+        Errors of missing and corrupt images, one per image.
+        A summary, followed by notes. Notes report differences from the published sizes, photos with EXIF
+        rotation, or test images that are also training or validation images.
 
     Raises:
         UserError: the dataset cannot be opened.
     """
     dataset = open_unverified(name, root)
-    used = dataset.without_excluded(dataset.items)
-    items = list({item.path: item for item in used}.values())  # each image once
+    # An invalid list may contain an image twice.
+    item_by_path = {item.path: item for item in dataset.without_excluded(dataset.items)}
+    items = list(item_by_path.values())
+
     image_errors: list[str] = []
     rotated_paths: list[str] = []
     paths_by_content: dict[bytes, list[str]] = {}
-    for item, (image, message) in zip(items, read_and_verify(items, dataset.source), strict=True):
-        if message:
-            image_errors.append(message)
+    for item, (image, error) in zip(items, read_and_verify(items, dataset.source), strict=True):
+        if error:
+            image_errors.append(error)
             continue
-        paths_by_content.setdefault(hashlib.sha256(image).digest(), []).append(item.path)
+        content_digest = hashlib.sha256(image).digest()
+        paths_by_content.setdefault(content_digest, []).append(item.path)
         if has_exif_rotation(image):
             rotated_paths.append(item.path)
+
     sizes = ", ".join(f"{split} {count}" for split, count in dataset.counts.items())
     state = f"{len(image_errors)} missing or corrupt" if image_errors else "all readable"
     summary = f"{name}: {len(dataset.classnames)} classes, {sizes} images, {state}"
     notes = [
-        *_notes(dataset, root),
+        *_list_notes(dataset, root),
         *_rotation_note(dataset, rotated_paths),
         *_duplicates_note(dataset, paths_by_content.values()),
-        *([f"excluded: {abbreviated(sorted(dataset.excluded))}"] if dataset.excluded else []),
-        *([f"base classes: {abbreviated(dataset.base_classes)}"] if dataset.base_classes else []),
-        f"class names: {abbreviated(dataset.classnames)}",
     ]
+    if dataset.excluded:
+        notes.append(f"excluded: {abbreviated(sorted(dataset.excluded))}")
+    if dataset.base_classes:
+        notes.append(f"base classes: {abbreviated(dataset.base_classes)}")
+    notes.append(f"class names: {abbreviated(dataset.classnames)}")
     return list(image_list_errors(dataset)), image_errors, [summary, *notes]
 
 
 def _rotation_note(dataset: Dataset, paths: Sequence[str]) -> Iterator[str]:
-    treatment = "which is applied" if dataset.exif_rotation else "which is ignored, as in CoOp"
+    """Yield a note on photos with EXIF rotation, if there are any. `paths`: paths of these photos."""
     if paths:
+        treatment = "which is applied" if dataset.exif_rotation else "which is ignored, as in CoOp"
         yield f"{len(paths)} images have an EXIF rotation, {treatment}. The first is {paths[0]}"
 
 
 def _duplicates_note(dataset: Dataset, groups: Iterable[Sequence[str]]) -> Iterator[str]:
-    """Yield a note on test images that are also used for training. `groups`: paths of identical files."""
+    """Yield a note on test images that are also training or validation images, if there are any.
+
+    Args:
+        groups: Groups of paths. The files of a group have the same content.
+    """
     test_paths = {item.path for item in dataset.test}
-    pairs: list[tuple[str, str]] = []
+    num_duplicates = 0
+    first_pair: tuple[str, str] | None = None
     for group in groups:
+        tested = [path for path in group if path in test_paths]
         others = [path for path in group if path not in test_paths]
-        if others:
-            pairs += [(path, others[0]) for path in group if path in test_paths]
-    if pairs:
-        test_path, other = pairs[0]
+        if tested and others:
+            num_duplicates += len(tested)
+            first_pair = first_pair or (tested[0], others[0])
+    if first_pair is not None:
+        test_path, other_path = first_pair
         yield (
-            f"{len(pairs)} test images are identical to training or validation images, so test accuracies "
-            f"are too high. The first is {test_path}, identical to {other}"
+            f"{num_duplicates} test images are identical to training or validation images, so test "
+            f"accuracies are too high. The first is {test_path}, identical to {other_path}"
         )
 
 
-def _notes(dataset: Dataset, root: Path | str | None) -> Iterator[str]:
+def _list_notes(dataset: Dataset, root: Path | str | None) -> Iterator[str]:
+    """Yield notes on the image list: its differences from the published one, and classes without images."""
     benchmark = BENCHMARKS.get(dataset.name)
-    names = {item.label: item.classname for item in dataset.items}
-    if differences := size_differences(dataset.name, len(names), dataset.counts):
+    classnames = {item.label: item.classname for item in dataset.items}
+    differences = size_differences(dataset.name, len(classnames), dataset.counts)
+    if differences:
         yield f"sizes differ from the published ones: {', '.join(differences)}"
     elif benchmark and benchmark.split_digest and isinstance(dataset.source, FolderSource):
         file = Path(dataset_location(benchmark.name, str(root)), benchmark.split_file)
@@ -140,14 +177,18 @@ def _notes(dataset: Dataset, root: Path | str | None) -> Iterator[str]:
     if dataset.note:
         yield dataset.note
     for split in ("train", "test"):
-        present = {item.label for item in dataset.splits[split]}
-        absent = [name for label, name in names.items() if label not in present]
-        if present and absent:
-            yield f"{len(absent)} classes have no {split} images: {abbreviated(absent)}"
+        labels = {item.label for item in dataset.splits[split]}
+        missing = [name for label, name in classnames.items() if label not in labels]
+        if labels and missing:
+            yield f"{len(missing)} classes have no {split} images: {abbreviated(missing)}"
 
 
 def file_digest(file: Path, algorithm: str) -> str:
-    """Return the digest of a file, such as "md5:<hex>"."""
+    """Return the digest of a file, such as "md5:<hex>".
+
+    Args:
+        algorithm: Name of the algorithm in `hashlib`, such as "md5" or "sha256".
+    """
     with file.open("rb") as stream:
         return f"{algorithm}:{hashlib.file_digest(stream, algorithm).hexdigest()}"
 
@@ -158,58 +199,66 @@ def read_and_verify(
     """Read images on all CPUs, and verify that they can be decoded.
 
     Args:
-        excluded: Paths of images that are not decoded. If one cannot be read, the result is b"" and "".
+        excluded: Paths of images that are not decoded. If one cannot be read, no error is reported.
 
     Yields:
-        For each item in order, the encoded image and "", or b"" and the error.
+        For each item in order, the encoded image and the error, which is "" if there is none. The image is
+        b"" if it is corrupt or cannot be read.
+
+    Raises:
+        InfrastructureError: the disk with the image files, or its mount, fails.
     """
-    workers = num_cpus()
-    chunk_size = _GROUP_SIZE * workers * 4  # limits the images in memory if the consumer is slow
-    with ThreadPoolExecutor(workers) as pool:
-        for start in range(0, len(items), chunk_size):
-            chunk = items[start : start + chunk_size]
-            groups = [chunk[k : k + _GROUP_SIZE] for k in range(0, len(chunk), _GROUP_SIZE)]
-            for results in pool.map(lambda group: _read_group(group, source, excluded), groups):
+    num_threads = num_cpus()
+    chunk_size = _GROUP_SIZE * _GROUPS_PER_THREAD * num_threads
+    with ThreadPoolExecutor(num_threads) as pool:
+        for chunk_start in range(0, len(items), chunk_size):
+            chunk = items[chunk_start : chunk_start + chunk_size]
+            groups = [chunk[start : start + _GROUP_SIZE] for start in range(0, len(chunk), _GROUP_SIZE)]
+            for results in pool.map(partial(_read_group, source=source, excluded=excluded), groups):
                 yield from results
 
 
 def unreadable_images(
     dataset: Dataset, items: Iterable[Item], *, on_start: Callable[[int], None] = lambda num_images: None
 ) -> dict[str, str]:
-    """Decode images that have not been decoded before. Return errors by path.
+    """Decode the images that no earlier call has decoded. Return errors by path.
 
     A file in the cache folder records the size and the modification time of each decoded image. Only image
-    files are decoded: `prepare` has decoded the images in Parquet files, and rendered images are not corrupt.
+    files are decoded. `prepare` has already decoded the images in Parquet files, and rendered images are
+    never corrupt.
 
     Args:
-        on_start: Called with the number of images to decode, unless it is 0.
+        on_start: Called with the number of images to decode, unless this number is 0.
     """
     if not isinstance(dataset.source, FolderSource):
         return {}
     folder = Path(dataset.source.folder)
-    name = hashlib.sha256(str(folder).encode()).hexdigest()[:32]
-    record_path = cache_folder() / "decoded-images" / f"{name}.json"
-    decoded = _read_record(record_path)
+    record_name = hashlib.sha256(str(folder).encode()).hexdigest()[:32]
+    record_path = cache_folder() / "decoded-images" / f"{record_name}.json"
+    decoded_stamps = _read_record(record_path)
+
     stamps = {item.path: _stamp(folder / item.path) for item in items}
-    unknown = [
-        Item(path, 0, "") for path, stamp in stamps.items() if stamp is None or decoded.get(path) != stamp
-    ]
-    if not unknown:
+    to_decode: list[Item] = []
+    for path, stamp in stamps.items():
+        if stamp is None or stamp != decoded_stamps.get(path):
+            to_decode.append(Item(path, label=0, classname=""))  # label and name are not used
+    if not to_decode:
         return {}
-    on_start(len(unknown))
+
+    on_start(len(to_decode))
     errors: dict[str, str] = {}
-    for item, (_, message) in zip(unknown, read_and_verify(unknown, dataset.source), strict=True):
-        if message:
-            errors[item.path] = message
+    for item, (_, error) in zip(to_decode, read_and_verify(to_decode, dataset.source), strict=True):
+        if error:
+            errors[item.path] = error
         else:
-            decoded[item.path] = stamps[item.path]
-    with suppress(InfrastructureError):  # without the record, the images are decoded again
-        write_atomically(record_path, json.dumps(decoded).encode())
+            decoded_stamps[item.path] = stamps[item.path]
+    with suppress(InfrastructureError):  # without the record, a later call decodes the images again
+        write_atomically(record_path, json.dumps(decoded_stamps).encode())
     return errors
 
 
 def _read_record(path: Path) -> dict[str, object]:
-    """Return the record of decoded images, or {} if it is missing or unreadable."""
+    """Return the stamps of decoded images by path, or {} if the record is missing or unreadable."""
     try:
         record = json.loads(read_bytes(path))
     except (OSError, ValueError):
@@ -227,6 +276,7 @@ def _stamp(file: Path) -> list[int] | None:
 
 
 def _read_group(items: Sequence[Item], source: Source, excluded: Collection[str]) -> list[tuple[bytes, str]]:
+    """Read and decode a group of images in a thread. Return what `read_and_verify` yields for them."""
     try:
         images = source.read_many([item.path for item in items])
         for image, item in zip(images, items, strict=True):
@@ -235,14 +285,19 @@ def _read_group(items: Sequence[Item], source: Source, excluded: Collection[str]
     except PrometarError as error:
         if isinstance(error, InfrastructureError) and isinstance(source, FolderSource):
             raise  # a fault of the disk, not of the images
-        if len(items) > 1:  # retry one by one, so that each image has its own error
-            results: list[tuple[bytes, str]] = []
-            for item in items:
-                results += _read_group([item], source, excluded)
-            return results
-        path = items[0].path
-        if path in excluded:
-            return [(b"", "")]
-        message = str(error)
-        return [(b"", message if path in message else f"{path}: {message}")]
+        if len(items) == 1:
+            return [(b"", _image_error(items[0].path, error, excluded))]
+        # Retry one by one, so that each image has its own error.
+        results: list[tuple[bytes, str]] = []
+        for item in items:
+            results += _read_group([item], source, excluded)
+        return results
     return [(image, "") for image in images]
+
+
+def _image_error(path: str, error: PrometarError, excluded: Collection[str]) -> str:
+    """Return the error of an image with its path, or "" if the image is excluded."""
+    if path in excluded:
+        return ""
+    message = str(error)
+    return message if path in message else f"{path}: {message}"

@@ -28,7 +28,7 @@ from prometar.data.preparation.check import file_digest, size_differences
 from prometar.errors import PrometarError, UserError, WorkError, first_line
 from prometar.io.files import lock_folder, resolve_path, write_atomically
 
-# CoOp's files are on Google Drive, which requires a browser. The repository of a later paper has copies.
+# CoOp's split files are on Google Drive, which requires a browser. A later paper's repository has copies.
 SPLIT_FILES_URL = (
     "https://raw.githubusercontent.com/linzhiqiu/cross_modal_adaptation/"
     "ac9077ee4e422f768c9b9109551468605e33ec9a/splits"
@@ -42,9 +42,11 @@ TIMEOUT_SECONDS = 60
 CHUNK_BYTES = 2**20
 MAX_TRANSFERS = 50  # per file, if the server closes the connection again and again
 
-_PARTIAL_CONTENT = 206  # statuses of HTTP
+# HTTP status codes.
+_PARTIAL_CONTENT = 206
 _NO_SUCH_RANGE = 416
 
+# Subfolders of a download folder.
 _TRANSFERS = "transfers"
 _TEMPORARY = "temporary"
 
@@ -65,7 +67,7 @@ def download(
     progress: ProgressCallback = lambda done, total: None,
     notify: NoticeCallback = lambda notice: None,
 ) -> tuple[list[Path], str]:
-    """Download a benchmark's images and lists to its folder below `to`. Check known digests.
+    """Download a benchmark's images and lists to its folder below `to`. Verify the digests that are known.
 
     Existing files are not changed. New files and folders appear only when they are complete. Archives whose
     transfer was interrupted stay in the folder `.download-NAME` below `to`, and a later call continues them.
@@ -80,7 +82,7 @@ def download(
         The added folders and files, and the reason why the dataset cannot be opened yet ("" if it can).
 
     Raises:
-        UserError: unknown dataset, nothing to download, or `to` is not a local folder.
+        UserError: `name` is not a benchmark or has no public images, or `to` is not a local folder.
         WorkError: all sources failed (the message lists them), the disk is full, `to` is not writable, or
             another process downloads the same benchmark to `to`.
     """
@@ -94,7 +96,8 @@ def download(
         fix = f"{benchmark.instructions} {folder} must then contain {paths}."
         raise UserError(f"{benchmark.title} has no public archive. {fix}")
     with _download_folder(root, name) as download_folder:
-        added = _Download(benchmark, benchmark.copy_file, folder, download_folder, progress, notify).run()
+        task = _Download(benchmark, benchmark.copy_file, folder, download_folder, progress, notify)
+        added = task.run()
     try:
         open_dataset(name, root)
     except PrometarError as error:
@@ -103,7 +106,11 @@ def download(
 
 
 class _Download:
-    """Download of one benchmark to its folder, by way of a `_download_folder` on the same disk."""
+    """Download of one benchmark to its folder.
+
+    Files are received and unpacked in a `_download_folder` on the same disk, so that complete files and
+    folders can be moved to the benchmark's folder without being copied.
+    """
 
     def __init__(
         self,
@@ -131,20 +138,25 @@ class _Download:
         """
         added: list[Path] = []
         split_file = self._benchmark.split_file
+        has_images = all((self._folder / name).exists() for name in self._copy.folders)
         try:
-            if any(not (self._folder / name).exists() for name in self._copy.folders):
-                sources = [self._install_copy]
-                if self._benchmark.archives and self._benchmark.imagenet_variant:
-                    sources = [self._install_copy, self._install_archives]  # the copy has classnames.txt
-                elif self._benchmark.archives:
-                    sources = [self._install_archives, self._install_copy]
-                added += self._try_in_turn(sources)
+            if not has_images:
+                added += self._try_in_turn(self._image_sources())
             if split_file and not (self._folder / split_file).exists():
                 added += self._try_in_turn([self._install_split_file, self._install_copy])
         except SourceError as error:
             fix = f"Rerun this command later, or put the files into {self._folder} yourself (docs/data.md)."
             raise SourceError(f"{error} {fix}") from None
-        return added + self._install_class_list()
+        added += self._install_class_list()
+        return added
+
+    def _image_sources(self) -> list[Callable[[], list[Path]]]:
+        """Return functions that install the images from one source each, the preferred source first."""
+        if not self._benchmark.archives:
+            return [self._install_copy]
+        if self._benchmark.imagenet_variant:  # only the copy contains classnames.txt
+            return [self._install_copy, self._install_archives]
+        return [self._install_archives, self._install_copy]
 
     def _try_in_turn(self, sources: Sequence[Callable[[], list[Path]]]) -> list[Path]:
         """Return the result of the first source that does not fail.
@@ -163,42 +175,53 @@ class _Download:
         raise SourceError(" ".join(failures))
 
     def _install_archives(self) -> list[Path]:
+        """Install the official archives whose main folders are missing. Return the added main folders."""
         added: list[Path] = []
         for archive in self._benchmark.archives:
             if not (self._folder / archive.target).exists():
-                added += self._try_in_turn(
-                    [partial(self._install_archive, archive, url) for url in archive.urls]
-                )
+                sources = [partial(self._install_archive, archive, url) for url in archive.urls]
+                added += self._try_in_turn(sources)
         return added
 
     def _install_archive(self, archive: Archive, url: str) -> list[Path]:
+        """Install an official archive from `url`. Return its main folder."""
         parent = self._fetch_and_unpack(url, archive.digest, archive.inner) / archive.parent
         if not (parent / archive.main_folder).is_dir():
             missing = Path(archive.parent, archive.main_folder)
             raise SourceError(f"{url} no longer contains the folder {missing}.")
-        (parent / archive.main_folder).rename(parent / archive.target)
-        self._move_new(sorted(parent.iterdir(), key=lambda entry: entry.name == archive.target))
+        main_folder = parent / archive.target
+        (parent / archive.main_folder).rename(main_folder)
+        other_entries = [entry for entry in parent.iterdir() if entry != main_folder]
+        self._move_new([*other_entries, main_folder])
         return [self._folder / archive.target]
 
     def _install_copy(self) -> list[Path]:
         """Install folders and lists from the copy of the whole benchmark. Other files in it are not used."""
         url = f"{COPIES_URL}/{self._copy.file}"
         unpacked = self._fetch_and_unpack(url, self._copy.digest)
-        first = self._copy.folders[0]
-        found: list[Path] = []
-        for path in [unpacked, *sorted(unpacked.rglob("*"))]:
-            if "__MACOSX" not in path.parts and (path / first).is_dir():
-                found.append(path)
-        if not found:
-            raise SourceError(f"{url} does not contain the folder {first}.")
-        parent = min(found, key=lambda path: len(path.parts))
+        parent = self._find_parent(unpacked, self._copy.folders[0], url)
         lists = [path for path in self._benchmark.required_paths if (parent / path).is_file()]
         if self._benchmark.split_file in lists:
             self._verify_split_file(parent / self._benchmark.split_file, url)
         entries = [parent / name for name in (*lists, *self._copy.folders)]
         return self._move_new([entry for entry in entries if entry.exists()])
 
+    def _find_parent(self, unpacked: Path, name: str, url: str) -> Path:
+        """Return the uppermost folder in `unpacked` that contains the folder `name`.
+
+        Raises:
+            SourceError: no such folder exists in the archive, which came from `url`.
+        """
+        found: list[Path] = []
+        for path in [unpacked, *sorted(unpacked.rglob("*"))]:
+            if "__MACOSX" not in path.parts and (path / name).is_dir():  # macOS adds __MACOSX to archives
+                found.append(path)
+        if not found:
+            raise SourceError(f"{url} does not contain the folder {name}.")
+        return min(found, key=lambda path: len(path.parts))
+
     def _install_split_file(self) -> list[Path]:
+        """Install the split file from `SPLIT_FILES_URL`."""
         file = self._temp / self._benchmark.split_file
         url = f"{SPLIT_FILES_URL}/{file.name}"
         download_file(url, file, digest=self._benchmark.split_digest, progress=self._progress)
@@ -214,11 +237,15 @@ class _Download:
             raise SourceError(f"{url}: {error}") from None
         labels = {item.label for items in splits.values() for item in items}
         counts = {split: len(items) for split, items in splits.items()}
-        if differences := size_differences(self._benchmark.name, len(labels), counts):
+        differences = size_differences(self._benchmark.name, len(labels), counts)
+        if differences:
             raise SourceError(f"{url} differs from the published split: {', '.join(differences)}.")
 
     def _install_class_list(self) -> list[Path]:
-        """Copy classnames.txt, if it is missing, from another dataset's folder. All have the same list."""
+        """Copy classnames.txt, if it is missing, from another benchmark's folder. Return the added file.
+
+        The file is the same in the folders of ImageNet and of all its variants.
+        """
         target = self._folder / CLASSNAMES_FILE
         if CLASSNAMES_FILE not in self._benchmark.required_paths or target.exists():
             return []
@@ -231,34 +258,38 @@ class _Download:
 
     def _fetch_and_unpack(self, url: str, digest: str, inner: str = "") -> Path:
         """Download and unpack an archive, or the archive `inner` in it. Return the folder of its content."""
-        self._num_folders += 1
-        folder = self._temp / str(self._num_folders)
-        folder.mkdir()
+        # The transfer's folder is named by the address, so that a later call finds what has arrived.
         transfer = self._transfers / hashlib.sha256(url.encode()).hexdigest()[:16]
         transfer.mkdir(exist_ok=True)
-        file = transfer / url.rsplit("/", 1)[-1]
+        file = transfer / url.rpartition("/")[2]
         try:
             download_file(url, file, digest=digest, progress=self._progress)
         finally:
             if not file.exists():
                 shutil.rmtree(transfer)
+
+        self._num_folders += 1
+        folder = self._temp / str(self._num_folders)
+        unpacked = folder / "unpacked"
+        folder.mkdir()
         try:
-            unpack(file, folder / "unpacked")
-        except SourceError:  # after an interruption or on a full disk, the archive is kept
+            unpack(file, unpacked)
+        except SourceError:  # other errors, such as a full disk, say nothing against the archive: keep it
             shutil.rmtree(transfer)
             raise
         shutil.rmtree(transfer)
         if not inner:
-            return folder / "unpacked"
-        if not (folder / "unpacked" / inner).is_file():
+            return unpacked
+
+        if not (unpacked / inner).is_file():
             raise SourceError(f"{url} no longer contains the file {inner}.")
-        unpack(folder / "unpacked" / inner, folder / "inner")
+        unpack(unpacked / inner, folder / "inner")
         return folder / "inner"
 
     def _move_new(self, entries: Sequence[Path]) -> list[Path]:
         """Move entries to the benchmark's folder, unless they exist there. Return the new paths.
 
-        The last entry marks a complete download: if it exists, a later call does not download it again.
+        The last entry marks a complete download, because a later call downloads nothing if it exists.
         """
         self._folder.mkdir(exist_ok=True)
         moved: list[Path] = []
@@ -272,16 +303,20 @@ class _Download:
 
 @contextmanager
 def _download_folder(root: Path, name: str) -> Iterator[Path]:
-    """Yield the folder of a benchmark's download. It is inside the data root, so that files can be renamed.
+    """Create and yield the download folder of a benchmark.
 
-    It contains a folder of transfers, which later commands continue, and a folder of temporary files. It is
-    removed at the end, unless a transfer was interrupted. An OSError in the `with` block becomes a WorkError.
+    The download folder lies in the data root, so that files can be moved from it without being copied. It
+    contains a folder of transfers, which later commands continue, and a folder of temporary files. At the
+    end, the download folder is deleted, unless a transfer was interrupted.
+
+    Raises:
+        WorkError: a file cannot be written in the `with` block, or another process uses the download folder.
     """
     folder = root / f".download-{name}"
     try:
         root.mkdir(parents=True, exist_ok=True)
         with lock_folder(folder, f"The folder {folder}"):
-            shutil.rmtree(folder / _TEMPORARY, ignore_errors=True)  # of a command that was killed
+            shutil.rmtree(folder / _TEMPORARY, ignore_errors=True)  # left by a command that was killed
             (folder / _TEMPORARY).mkdir()
             (folder / _TRANSFERS).mkdir(exist_ok=True)
             succeeded = False
@@ -289,9 +324,11 @@ def _download_folder(root: Path, name: str) -> Iterator[Path]:
                 yield folder
                 succeeded = True
             finally:
-                if succeeded or not any((folder / _TRANSFERS).iterdir()):
+                has_transfers = any((folder / _TRANSFERS).iterdir())
+                if succeeded or not has_transfers:
                     shutil.rmtree(folder, ignore_errors=True)
-                shutil.rmtree(folder / _TEMPORARY, ignore_errors=True)
+                else:
+                    shutil.rmtree(folder / _TEMPORARY, ignore_errors=True)
     except OSError as error:
         raise WorkError(
             f"Cannot write to {root}: {error.strerror or error}. Free disk space, or use another --to."
@@ -301,9 +338,9 @@ def _download_folder(root: Path, name: str) -> Iterator[Path]:
 def download_file(
     url: str, file: Path, *, digest: str = "", progress: ProgressCallback = lambda done, total: None
 ) -> None:
-    """Download `url` to `file`. After an interruption, also of an earlier call, continue the transfer.
+    """Download `url` to `file`. If this or an earlier call was interrupted, continue its transfer.
 
-    What the server sent about the file is kept in FILE.transfer.json. If the file has changed since then, or
+    FILE.transfer.json records the size and the version of the served file. If the served file has changed, or
     the server cannot continue a transfer, the transfer starts again.
 
     Args:
@@ -312,14 +349,15 @@ def download_file(
 
     Raises:
         SourceError: the transfer failed, or the digest differs.
-        WorkError: the file and its content do not fit on the disk.
+        WorkError: the disk has no space for the file and its unpacked content.
         OSError: the file cannot be written.
     """
     reason = ""
     for _ in range(MAX_TRANSFERS):
         size_before = _size(file)
         reason = _transfer(url, file, progress)
-        if not reason or _size(file) <= size_before:
+        has_grown = _size(file) > size_before
+        if not reason or not has_grown:
             break
     if reason:
         raise SourceError(f"Cannot download {url}: {reason}.")
@@ -332,10 +370,11 @@ def download_file(
 
 @dataclass(frozen=True)
 class _ServedFile:
-    """What a server said about a file whose transfer began.
+    """What a server said about a file when its transfer began.
 
     Attributes:
-        validator: Strong ETag, or else the date of the last modification, or "" if the server sent neither.
+        validator: Version of the file for the header If-Range: a strong ETag, or else the date of the last
+            modification, or "" if the server sent neither.
         size: Size in bytes, or None if it is unknown.
     """
 
@@ -345,24 +384,31 @@ class _ServedFile:
 
     @classmethod
     def of_response(cls, url: str, headers: Message, size: int | None) -> "_ServedFile":
-        etag = headers.get("ETag", "")
-        is_strong = etag.startswith('"')  # weak ones do not promise equal bytes
-        return cls(url, etag if is_strong else headers.get("Last-Modified", ""), size)
+        """Return the record of a response that starts a transfer."""
+        validator = headers.get("ETag", "")
+        if not validator.startswith('"'):  # a weak ETag (W/"...") does not promise equal bytes
+            validator = headers.get("Last-Modified", "")
+        return cls(url, validator, size)
 
 
 def _record_path(file: Path) -> Path:
+    """Return the path of the record of a file's transfer."""
     return file.with_name(f"{file.name}.transfer.json")
 
 
-def _read_served_file(file: Path) -> _ServedFile | None:
-    """Return the record of an interrupted transfer, or None if there is none that can be read."""
+def _interrupted_transfer(url: str, file: Path) -> _ServedFile | None:
+    """Return the record of an interrupted transfer from `url`, or None if there is nothing to continue."""
+    if not _size(file):
+        return None
     try:
-        return _ServedFile(**json.loads(_record_path(file).read_bytes()))
+        record = _ServedFile(**json.loads(_record_path(file).read_bytes()))
     except (FileNotFoundError, ValueError, TypeError):
         return None
+    return record if record.url == url else None
 
 
 def _size(file: Path) -> int:
+    """Return the size of a file in bytes, or 0 if it does not exist."""
     return file.stat().st_size if file.exists() else 0
 
 
@@ -373,7 +419,11 @@ def _discard(file: Path) -> None:
 
 
 def _verify_digest(file: Path, expected: str, source: str) -> None:
-    """Raise a SourceError if a file does not have the expected digest, which is "" if it is unknown."""
+    """Raise a SourceError if a file does not have the expected digest, which is "" if it is unknown.
+
+    Args:
+        source: Where the file came from, for the message.
+    """
     if not expected:
         return
     found = file_digest(file, expected.partition(":")[0])
@@ -383,48 +433,54 @@ def _verify_digest(file: Path, expected: str, source: str) -> None:
 
 def _transfer(url: str, file: Path, progress: ProgressCallback) -> str:
     """Download what `file` lacks. Return the reason if the transfer was interrupted, or else ""."""
-    served = _read_served_file(file)
+    interrupted = _interrupted_transfer(url, file)
     start = 0
     headers = {"User-Agent": "prometar"}
-    if served is not None and served.url == url and _size(file):
+    if interrupted is not None:
         start = _size(file)
         headers["Range"] = f"bytes={start}-"
-        if served.validator:  # the server sends the whole file if it has changed
-            headers["If-Range"] = served.validator
+        if interrupted.validator:  # if the file has changed, the server then sends the whole file
+            headers["If-Range"] = interrupted.validator
+    request = urllib.request.Request(url, headers=headers)
     try:
-        response = urllib.request.urlopen(
-            urllib.request.Request(url, headers=headers), timeout=TIMEOUT_SECONDS
-        )
+        response = urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS)
     except HTTPError as error:
         with error:
-            if served is None or not start or error.code != _NO_SUCH_RANGE:
+            if interrupted is None or error.code != _NO_SUCH_RANGE:
                 return first_line(error)
-            _, size = _content_range(error.headers)
-        if (size or served.size) == start:  # the earlier call was interrupted after the transfer
+            _, served_size = _content_range(error.headers)
+        if (served_size or interrupted.size) == start:  # the earlier call had received the whole file
             return ""
-        _discard(file)
-        return _transfer(url, file, progress)
+        return _restart(url, file, progress)
     except (OSError, HTTPException) as error:
         return first_line(error)
+
     with response:
-        if served is not None and start and response.status == _PARTIAL_CONTENT:
-            first, size = _content_range(response.headers)
-            if first != start or (size is not None and served.size is not None and size != served.size):
-                response.close()
-                _discard(file)
-                return _transfer(url, file, progress)
-        else:  # a new transfer, or the server sends the whole file
-            start = 0
+        if interrupted is None or response.status != _PARTIAL_CONTENT:  # the server sends the whole file
             _discard(file)
             record = _ServedFile.of_response(url, response.headers, response.length)
             _record_path(file).write_text(json.dumps(asdict(record)), "utf-8")
-        return _receive(response, file, start, progress)
+            return _receive(response, file, 0, progress)
+
+        first_byte, served_size = _content_range(response.headers)
+        has_known_sizes = served_size is not None and interrupted.size is not None
+        has_changed = has_known_sizes and served_size != interrupted.size
+        if first_byte == start and not has_changed:
+            return _receive(response, file, start, progress)
+    return _restart(url, file, progress)
+
+
+def _restart(url: str, file: Path, progress: ProgressCallback) -> str:
+    """Transfer the whole file again. Return the reason if the transfer was interrupted, or else ""."""
+    _discard(file)
+    return _transfer(url, file, progress)
 
 
 def _receive(response: HTTPResponse, file: Path, start: int, progress: ProgressCallback) -> str:
     """Append a response to the `start` bytes of `file`. Return the reason if it ends early, or else ""."""
-    total = start + (response.length or 0)
-    _require_disk_space(file.parent, total - start + total)
+    num_missing = response.length or 0
+    total = start + num_missing
+    _require_disk_space(file.parent, num_missing + total)  # the unpacked content has about the file's size
     with file.open("ab") as stream:
         while True:
             try:
@@ -441,7 +497,9 @@ def _receive(response: HTTPResponse, file: Path, start: int, progress: ProgressC
 
 
 def _content_range(headers: Message) -> tuple[int | None, int | None]:
-    """Return the first byte and the size of the whole file in Content-Range. None if it has no such number.
+    """Return two numbers of the header Content-Range: the position of the first byte, and the file's size.
+
+    A number that the header does not contain is None.
 
     Example:
         >>> headers = Message()
@@ -458,7 +516,7 @@ def _content_range(headers: Message) -> tuple[int | None, int | None]:
 
 
 def _require_disk_space(folder: Path, num_bytes: int) -> None:
-    """Require space for the rest of an archive of images and for its content, which has about its size."""
+    """Raise a WorkError if the disk of `folder` has less free space than `num_bytes`."""
     free = shutil.disk_usage(folder).free
     if num_bytes > free:
         raise WorkError(
@@ -482,10 +540,12 @@ def unpack(archive: Path, target: Path) -> None:
             tar.extraction_filter = getattr(tarfile, "data_filter", None)  # missing before Python 3.11.4
             for member in tar:
                 path = PurePosixPath(member.name)
-                if path.is_absolute() or ".." in path.parts or not (member.isfile() or member.isdir()):
+                is_inside = not path.is_absolute() and ".." not in path.parts
+                is_file_or_folder = member.isfile() or member.isdir()
+                if not is_inside or not is_file_or_folder:
                     raise ValueError(f"'{member.name[:80]}' is not a file or folder inside the target")
                 tar.extract(member, target, set_attrs=False)
     except Exception as error:  # corrupt and hostile archives raise many kinds of errors
-        if isinstance(error, OSError) and error.errno is not None:  # the disk, not the archive
+        if isinstance(error, OSError) and error.errno is not None:  # a fault of the disk, not of the archive
             raise
         raise SourceError(f"Cannot unpack {archive.name}: {first_line(error)}.") from None

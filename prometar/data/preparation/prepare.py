@@ -1,4 +1,4 @@
-"""Write a dataset as Parquet shards and a manifest, for sequential and remote reading.
+"""Write a prepared copy of a dataset: Parquet shards and a manifest, for sequential and remote reading.
 
 The name of a shard contains a hash of its content. A rerun decodes every image again, but writes a shard only
 if it is missing or corrupt. The manifest is written last, so its presence marks a complete copy.
@@ -21,7 +21,10 @@ from prometar.errors import InfrastructureError, UserError, WorkError
 from prometar.io.files import resolve_path
 from prometar.io.stores import masked, read_file, write_file
 
-_GROUP_ROWS = 16  # rows per row group: reading one image reads its whole group
+_GROUP_ROWS = 16  # rows per row group. Reading one image reads its whole row group
+
+Row = tuple[Item, str]
+"""An image and the name of its split."""
 
 
 def prepare(
@@ -34,16 +37,16 @@ def prepare(
 ) -> tuple[Manifest, int]:
     """Write shards and manifest.json to the dataset's folder in the data root `to`.
 
-    Excluded images are copied without being decoded, or left empty if they are missing. The copy has its own
-    excluded.txt.
+    For your own images (name `folder`), the dataset's folder is `to` itself.
 
-    For your own images (name `folder`), the dataset's folder is `to` itself. Each image is decoded before its
-    shard is written. After a missing or corrupt image, the rest are only checked, and no manifest is written.
+    Each image is decoded before its shard is written. After a missing or corrupt image, the remaining images
+    are only checked, and no manifest is written. Excluded images are copied without being decoded, or left
+    empty if they are missing. The copy has its own excluded.txt.
 
     Args:
         name, root: As for `open_dataset`.
-        to: Folder or URI that pyarrow supports (s3://bucket/path, gs://...), outside the images' own folder.
-        shard_rows: Images per shard.
+        to: Folder or URI that pyarrow supports (s3://bucket/path, gs://...), outside the dataset's folder.
+        shard_rows: Images per shard. Default: 1024.
         progress: Receives (finished shards, total shards).
 
     Returns:
@@ -63,31 +66,37 @@ def prepare(
     earlier = find_manifest(target)
     if earlier is not None and earlier.name != name:
         raise UserError(f"{masked(target)} contains a copy of '{earlier.name}'. Choose another --to.")
+
     dataset = open_dataset(name, root)
-    rows = [(item, split) for split, items in dataset.splits.items() for item in items]
-    chunks = [rows[k : k + shard_rows] for k in range(0, len(rows), shard_rows)]
+    rows: list[Row] = []
+    for split, items in dataset.splits.items():
+        rows += [(item, split) for item in items]
+    chunks = [rows[start : start + shard_rows] for start in range(0, len(rows), shard_rows)]
     shards: list[ShardEntry] = []
     errors: list[str] = []
     num_existing = 0
-    for k, chunk in enumerate(chunks):
+    for number, chunk in enumerate(chunks):
         results = list(read_and_verify([item for item, _ in chunk], dataset.source, dataset.excluded))
-        errors += [message for _, message in results if message]
+        errors += [error for _, error in results if error]
         if not errors:
-            data = _encode_shard(chunk, [image for image, _ in results])
-            shard: ShardEntry = {"file": f"{k:05d}-{hashlib.sha256(data).hexdigest()[:16]}.parquet"}
+            content = _encode_shard(chunk, [image for image, _ in results])
+            content_hash = hashlib.sha256(content).hexdigest()[:16]
+            shard: ShardEntry = {"file": f"{number:05d}-{content_hash}.parquet"}
             if earlier is not None and shard not in earlier.shards:
                 raise UserError(
                     f"{masked(target)} contains a different copy of '{name}'. Delete it, or use another --to."
                 )
-            num_existing += not _write_if_changed(target, shard["file"], data)
+            if not _write_if_changed(target, shard["file"], content):
+                num_existing += 1
             shards.append(shard)
-        progress(k + 1, len(chunks))
+        progress(number + 1, len(chunks))
     if errors:
         affected = f"{len(errors)} of {len(rows)} images of {name}"
         raise WorkError(
             f"{affected} are missing or corrupt. {' '.join(errors)} To prepare the others, list these images "
             f"in {EXCLUDED_FILE} (docs/data.md)."
         )
+
     manifest = Manifest(
         name=name,
         counts=dataset.counts,
@@ -96,20 +105,28 @@ def prepare(
         shards=tuple(shards),
     )
     if dataset.excluded or read_file(target, EXCLUDED_FILE):
-        excluded = "".join(f"{path}\n" for path in sorted(dataset.excluded))
-        _write_if_changed(target, EXCLUDED_FILE, excluded.encode())
+        excluded_lines = [f"{path}\n" for path in sorted(dataset.excluded)]
+        _write_if_changed(target, EXCLUDED_FILE, "".join(excluded_lines).encode())
     _write_if_changed(target, MANIFEST, manifest.model_dump_json(indent=1).encode())
     return manifest, num_existing
 
 
-def _encode_shard(chunk: list[tuple[Item, str]], images: list[bytes]) -> bytes:
-    rows = [
-        {"path": item.path, "label": item.label, "classname": item.classname, "split": split, "image": image}
-        for (item, split), image in zip(chunk, images, strict=True)
-    ]
+def _encode_shard(rows: list[Row], images: list[bytes]) -> bytes:
+    """Return the content of a Parquet file with these rows and their encoded images."""
+    records: list[dict[str, object]] = []
+    for (item, split), image in zip(rows, images, strict=True):
+        records.append(
+            {
+                "path": item.path,
+                "label": item.label,
+                "classname": item.classname,
+                "split": split,
+                "image": image,
+            }
+        )
     sink = pa.BufferOutputStream()
     pq.write_table(
-        pa.Table.from_pylist(rows, schema=SCHEMA),
+        pa.Table.from_pylist(records, schema=SCHEMA),
         sink,
         row_group_size=_GROUP_ROWS,
         # Images are already compressed, and statistics of their bytes would only enlarge the footer.
@@ -124,9 +141,9 @@ def _encode_shard(chunk: list[tuple[Item, str]], images: list[bytes]) -> bytes:
 def _write_if_changed(target: str, file: str, data: bytes) -> bool:
     """Write a file unless it already has this content. Return True if it was written."""
     try:
-        changed = read_file(target, file) != data  # a shard with the right name may be corrupt
-        if changed:
+        has_changed = read_file(target, file) != data  # a shard with the right name may be corrupt
+        if has_changed:
             write_file(target, file, data)
     except InfrastructureError as error:
         raise WorkError(f"Cannot write to {masked(target)}. {error} Rerun this command to resume.") from None
-    return changed
+    return has_changed

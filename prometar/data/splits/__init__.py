@@ -1,1 +1,1 @@
-"""Few-shot draws, base and new classes, objectives."""
+"""Few-shot draws, the split into base and new classes, and objectives."""

@@ -1,1 +1,1 @@
-"""Data plans, and streams of their batches from this process or Ray Data."""
+"""Image orders, and streams of their batches from this process or Ray Data."""
