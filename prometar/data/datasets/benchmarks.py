@@ -1,6 +1,7 @@
 """Benchmark datasets used by CoOp: folders, published sizes and download sources (benchmarks.yaml)."""
 
 from importlib import resources
+from pathlib import PurePosixPath
 
 from pydantic import Field
 
@@ -13,14 +14,14 @@ AIRCRAFT_CLASSES_FILE = "variants.txt"  # class names of FGVC Aircraft
 
 
 class Archive(StrictModel):
-    """Public archive of a benchmark.
+    """Public archive of a benchmark's images.
 
     Args:
-        urls: Addresses of the same file, the official one first.
-        inner: Archive in this archive that contains the images. Empty if there is none.
+        urls: Addresses of the same file, the official address first.
+        inner: Archive that lies in the downloaded archive and contains the images. Empty if there is none.
         parent: Folder in the archive. All of its content is moved to the benchmark's folder.
         main_folder: Folder in `parent` that is moved last, so that its presence marks a complete download.
-        rename: Name of the main folder in the benchmark's folder. Empty if it has the same name.
+        rename: New name of the main folder in the benchmark's folder. Empty if it keeps its name.
         digest: Expected digest, such as "md5:<hex>". Empty if unknown.
     """
 
@@ -43,7 +44,7 @@ class Copy(StrictModel):
     Args:
         file: Name of the archive.
         folders: Folders of images.
-        digest: Expected digest, such as "sha256:<hex>". Empty if unknown. The address contains a commit.
+        digest: Expected digest, such as "sha256:<hex>". Empty if unknown.
     """
 
     file: str
@@ -92,20 +93,26 @@ class Benchmark(StrictModel):
     @property
     def required_paths(self) -> tuple[str, ...]:
         """Required files and folders, relative to `folder`."""
-        images = self.image_folder
+        if self.split_file and self.image_folder == ".":
+            return (self.split_file,)
         if self.split_file:
-            return (self.split_file,) if images == "." else (images, self.split_file)
+            return (self.image_folder, self.split_file)
         if self.split_folders:
-            folders = (f"{images}/{folder}".removesuffix("/.") for folder in self.split_folders.values())
-            return (*folders, CLASSNAMES_FILE)
+            paths = [PurePosixPath(self.image_folder, folder) for folder in self.split_folders.values()]
+            return (*map(str, paths), CLASSNAMES_FILE)
         lists = [f"images_variant_{split}.txt" for split in self.sizes]
-        return (images, AIRCRAFT_CLASSES_FILE, *lists)
+        return (self.image_folder, AIRCRAFT_CLASSES_FILE, *lists)
 
 
-_YAML = (resources.files("prometar.data.datasets") / "benchmarks.yaml").read_text("utf-8")
-BENCHMARKS: dict[str, Benchmark] = {
-    name: Benchmark(name=name, **entry) for name, entry in parse_yaml(_YAML, where="benchmarks.yaml").items()
-}
+def _read_benchmarks() -> dict[str, Benchmark]:
+    """Return the benchmarks in benchmarks.yaml by name."""
+    file = resources.files("prometar.data.datasets") / "benchmarks.yaml"
+    entries = parse_yaml(file.read_text("utf-8"), where="benchmarks.yaml")
+    return {name: Benchmark(name=name, **entry) for name, entry in entries.items()}
+
+
+BENCHMARKS = _read_benchmarks()
+"""All benchmarks by name."""
 
 _COOP = "CoOp (github.com/KaiyangZhou/CoOp, DATASETS.md)"
 
@@ -115,8 +122,10 @@ def how_to_get(benchmark: Benchmark, path: str = "") -> str:
     download = f"Run `prometar data download {benchmark.name} --to DIR`"
     if path and path == benchmark.split_file:
         return f"{download}, or get the file from {_COOP}."
+    if path == CLASSNAMES_FILE and benchmark.imagenet_variant:
+        return f"Copy {CLASSNAMES_FILE} from the folder imagenet/."
     if path == CLASSNAMES_FILE:
-        if benchmark.imagenet_variant:
-            return f"Copy {CLASSNAMES_FILE} from the folder imagenet/."
         return f"Get the file from {_COOP}."
-    return f"{download}." if benchmark.copy_file else benchmark.instructions
+    if benchmark.copy_file is None:
+        return benchmark.instructions
+    return f"{download}."

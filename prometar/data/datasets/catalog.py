@@ -16,6 +16,7 @@ from prometar.data.datasets.dataset import (
     Dataset,
     FolderSource,
     Item,
+    Items,
     RenderedSource,
     Source,
     invalid_name_reason,
@@ -37,7 +38,11 @@ BUILT_IN_NAMES = (*BENCHMARKS, *RENDERED, OWN_IMAGES)
 
 def title_of(name: str) -> str:
     """Return the title of a built-in dataset for tables."""
-    return OWN_IMAGES_TITLE if name == OWN_IMAGES else (BENCHMARKS.get(name) or RENDERED[name]).title
+    if name == OWN_IMAGES:
+        return OWN_IMAGES_TITLE
+    if name in BENCHMARKS:
+        return BENCHMARKS[name].title
+    return RENDERED[name].title
 
 
 def file_name(name: str) -> str:
@@ -54,19 +59,23 @@ def require_name(name: str) -> None:
     """Require a built-in name or `package.module:Name`. The module is not imported.
 
     Raises:
-        UserError: the name is neither.
+        UserError: `name` has neither form.
     """
-    if name not in BUILT_IN_NAMES and os.path.isdir(name):
+    if name in BUILT_IN_NAMES:
+        return
+    if os.path.isdir(name):
         raise UserError(
             f"Unknown dataset '{name}'. For the images in {name}, pass --dataset folder --data-root {name}."
         )
-    if name not in BUILT_IN_NAMES and not is_custom(name):
+    if not is_custom(name):
         known = ", ".join(BUILT_IN_NAMES)
         raise UserError(f"Unknown dataset '{name}'. Use one of {known}, or a custom package.module:Name.")
 
 
 def default_root(*names: str) -> str | None:
-    """Return the default data root: PROMETAR_DATA or `data`, or None if none of `names` is a benchmark.
+    """Return the default data root of datasets, or None if none of them is a benchmark.
+
+    The default is the environment variable PROMETAR_DATA, or else `data` in the current folder.
 
     Example:
         >>> default_root("cells"), default_root("cells", "dtd")
@@ -79,7 +88,7 @@ def default_root(*names: str) -> str | None:
 def reject_unused_root(names: Iterable[str]) -> None:
     """Raise a UserError for --data-root if all of `names` are rendered datasets, which do not read it."""
     names = tuple(names)
-    if RENDERED.keys() >= set(names):
+    if all(name in RENDERED for name in names):
         raise UserError(
             f"--data-root does not apply to {' and '.join(names)}, whose images are rendered. "
             "For your own images, add --dataset folder. Otherwise, omit --data-root."
@@ -90,7 +99,9 @@ def dataset_location(name: str, root: Path | str) -> str:
     """Return a dataset's folder or URI below a data root. For "folder" (your own images), return the root."""
     if name == OWN_IMAGES:
         return str(root)
-    return join(root, BENCHMARKS[name].folder if name in BENCHMARKS else file_name(name))
+    if name in BENCHMARKS:
+        return join(root, BENCHMARKS[name].folder)
+    return join(root, file_name(name))
 
 
 def is_in_dataset_folder(folder: Path, name: str, root: Path | str | None) -> bool:
@@ -102,7 +113,9 @@ def is_in_dataset_folder(folder: Path, name: str, root: Path | str | None) -> bo
 
 def reject_output_in_dataset(out: Path, name: str, root: Path | str | None) -> None:
     """Raise a UserError if `out` lies in the images of `--dataset folder`, and would be read as a class."""
-    if name == OWN_IMAGES and is_in_dataset_folder(out, name, root) and find_manifest(str(root)) is None:
+    if name != OWN_IMAGES or not is_in_dataset_folder(out, name, root):
+        return
+    if find_manifest(str(root)) is None:  # the folders of a prepared copy are not read as classes
         raise UserError(f"{resolve_path(out)} lies in the dataset's own folder. Choose another --out.")
 
 
@@ -110,8 +123,8 @@ def open_dataset(name: str, root: Path | str | None = None, args: Mapping[str, o
     """Open a dataset and check that its image list is valid and that no image file is missing.
 
     Args:
-        name: One of `BUILT_IN_NAMES`, or a custom loader `package.module:Name`, which is called with `root`
-            and returns a `Dataset`.
+        name: One of `BUILT_IN_NAMES`, or a custom loader `package.module:Name`. A custom loader is called
+            with `root` and returns a `Dataset`.
         root: Data root (`--data-root`): a folder or URI that contains the dataset's folder. The dataset
             named "folder" (your own images) is the root itself. Rendered datasets need no root. If the
             dataset's folder contains a manifest.json, images are read from the Parquet files listed there.
@@ -120,15 +133,19 @@ def open_dataset(name: str, root: Path | str | None = None, args: Mapping[str, o
 
     Raises:
         UserError: the name is unknown, the data root or an image is missing, or the image list is invalid.
+        InfrastructureError: the store does not respond, or a file of a prepared copy cannot be read.
     """
     dataset = open_unverified(name, root, args)
-    for error in image_list_errors(dataset):
-        raise UserError(f"{error}. Fix the list. `prometar data check {name}` lists all errors.")
+    first_error = next(image_list_errors(dataset), None)
+    if first_error is not None:
+        raise UserError(f"{first_error}. Fix the list. `prometar data check {name}` lists all errors.")
     if isinstance(dataset.source, FolderSource):
-        missing = _missing_images(Path(dataset.source.folder), dataset.without_excluded(dataset.items))
+        used = dataset.without_excluded(dataset.items)
+        missing = _missing_images(Path(dataset.source.folder), used)
         if missing:
-            instructions = BENCHMARKS[name].instructions if name in BENCHMARKS else ""
-            fix = instructions or "Restore them, or pass --data-root with a complete copy."
+            fix = "Restore them, or pass --data-root with a complete copy."
+            if name in BENCHMARKS and BENCHMARKS[name].instructions:
+                fix = BENCHMARKS[name].instructions
             raise UserError(
                 f"{len(missing)} of {len(dataset.items)} images are missing. The first is {missing[0]}. "
                 f"{fix} `prometar data check {name}` lists all missing images."
@@ -140,8 +157,9 @@ def open_unverified(name: str, root: Path | str | None, args: Mapping[str, objec
     """Open a dataset like `open_dataset`, without checking its image list or its image files.
 
     Raises:
-        UserError: the name is unknown, the data root is missing, a file that lists classes or images is
-            missing or invalid, or a custom loader fails or does not return a `Dataset`.
+        UserError: the name is unknown, or the data root is missing. A file that lists classes or images is
+            missing or invalid. A custom loader fails, or does not return a valid `Dataset`.
+        InfrastructureError: the store does not respond, or a file of a prepared copy cannot be read.
     """
     require_name(name)
     if is_custom(name):
@@ -162,8 +180,11 @@ def open_unverified(name: str, root: Path | str | None, args: Mapping[str, objec
         raise UserError(
             f"{masked(location)} has no prepared copy ({MANIFEST} is missing). Run `prometar data prepare`."
         )
+    elif benchmark is not None:
+        dataset = read_benchmark(benchmark, Path(location))
     else:
-        dataset = read_benchmark(benchmark, Path(location)) if benchmark else read_tree(Path(location))
+        dataset = read_tree(Path(location))
+
     exclusions = read_exclusions(location)
     require_known(exclusions, {item.path for item in dataset.items}, location)
     dataset = replace(dataset, excluded=frozenset(exclusions))
@@ -173,6 +194,7 @@ def open_unverified(name: str, root: Path | str | None, args: Mapping[str, objec
 
 
 def _open_custom(name: str, root: str | None, args: Mapping[str, object]) -> Dataset:
+    """Call a custom loader and return its dataset. Check the types of the dataset and of its items."""
     loader = instantiate(name, args)
     with convert_errors(name):
         dataset = loader(root)
@@ -214,32 +236,38 @@ def image_list_errors(dataset: Dataset) -> Iterator[str]:
                 both = f"both '{classname}' and '{item.classname}'"
                 yield f"{dataset.items_origin} calls label {item.label} {both} (at {item.path})"
     for label, name in names.items():
-        if reason := invalid_name_reason(name):
+        reason = invalid_name_reason(name)
+        if reason:
             yield f"{dataset.items_origin} calls label {label} {name!a}, which {reason}"
 
 
 def _data_root_advice(name: str) -> str:
+    """Return how to pass a data root for a built-in dataset that is not rendered."""
     if name == OWN_IMAGES:
         return "Pass --data-root DIR. DIR must contain class folders, or train/ and test/ with class folders."
-    fix = f"Pass --data-root DIR, the folder that contains {dataset_location(name, '')}/"
-    return f"{fix}, or run `prometar data download {name}`." if name in BENCHMARKS else f"{fix}."
+    folder = dataset_location(name, "")
+    return (
+        f"Pass --data-root DIR, the folder that contains {folder}/, or run `prometar data download {name}`."
+    )
 
 
 def rendered_dataset(rendered: RenderedSet[Any], source: Source) -> Dataset:
-    """Build the `Dataset` (image lists) of a `RenderedSet`, whose images `source` renders or reads."""
+    """Return the `Dataset` of a `RenderedSet`. The images come from `source`, which renders or reads them."""
     labels = {name: label for label, name in enumerate(rendered.classnames)}
 
-    def items(split: str) -> Iterator[Item]:
+    def items(split: str) -> Items:
+        found: list[Item] = []
         for path in rendered.paths(split):
-            classname = path.split("/")[0]
-            yield Item(path, labels[classname], classname)
+            classname = path.partition("/")[0]
+            found.append(Item(path, labels[classname], classname))
+        return tuple(found)
 
     return Dataset(
         rendered.name,
         rendered.title,
-        train=tuple(items("train")),
-        val=tuple(items("val")),
-        test=tuple(items("test")),
+        train=items("train"),
+        val=items("val"),
+        test=items("test"),
         source=source,
         template=rendered.template,
         items_origin="the renderer",
@@ -249,13 +277,13 @@ def rendered_dataset(rendered: RenderedSet[Any], source: Source) -> Dataset:
 
 def _missing_images(image_folder: Path, items: Sequence[Item]) -> list[Path]:
     """Return the paths of missing image files. Listing folders is faster than checking each file."""
-    listed: dict[str, set[str]] = {}
-    missing = []
+    names_by_folder: dict[str, set[str]] = {}
+    missing: list[Path] = []
     for item in items:
         folder, _, name = item.path.rpartition("/")
-        if folder not in listed:
+        if folder not in names_by_folder:
             path = image_folder / folder
-            listed[folder] = set(os.listdir(path)) if path.is_dir() else set()
-        if name not in listed[folder]:
+            names_by_folder[folder] = set(os.listdir(path)) if path.is_dir() else set()
+        if name not in names_by_folder[folder]:
             missing.append(image_folder / item.path)
     return missing

@@ -20,7 +20,13 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """An image: its path relative to the image folder (unique in a dataset), its label and its class name."""
+    """Image of a dataset.
+
+    Args:
+        path: Path relative to the image folder, which is unique in a dataset.
+        label: Number of the class, from 0.
+        classname: Name of the class.
+    """
 
     path: str
     label: int
@@ -38,6 +44,7 @@ class Source(Protocol):
 
         Raises:
             UserError: an image is missing or unreadable. The message contains its path.
+            InfrastructureError: the disk or the store fails.
         """
         ...
 
@@ -47,7 +54,7 @@ class FolderSource:
     """Image files below a folder.
 
     If the disk or the mount fails, or the folder itself is missing, `read_many` raises an
-    InfrastructureError, because this is a fault of the machine and not of the image.
+    InfrastructureError, because the machine is at fault and not an image.
     """
 
     folder: str
@@ -59,7 +66,8 @@ class FolderSource:
         try:
             return read_bytes(file)
         except OSError as error:
-            if error.errno in MACHINE_FAULTS or not Path(self.folder).is_dir():
+            is_machine_fault = error.errno in MACHINE_FAULTS or not Path(self.folder).is_dir()
+            if is_machine_fault:
                 raise InfrastructureError(
                     f"Cannot read image {file} ({error.strerror}) on {socket.gethostname()}. "
                     "Check the disk and the mounts of this machine."
@@ -80,31 +88,32 @@ class RenderedSource:
         return [_render(self.name, path) for path in paths]
 
 
-# More than the 3,264 images of the largest rendered dataset. If a dataset exceeds the cache, images are
-# always evicted before they are read again.
+# The cache is larger than the largest rendered dataset (3,264 images). A smaller cache would be useless,
+# because images are read in a cycle, so each one would be evicted before it is read again.
 @lru_cache(maxsize=4096)
 def _render(name: str, path: str) -> bytes:
-    """Return a PNG file (about 10 KiB). It is cached, because other epochs and runs read it again."""
+    """Return an image as a PNG file of about 10 KiB. Cached, because other epochs and runs read it again."""
     return RENDERED[name].encode(path)
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Three splits of images, and the source of the image files.
+    """Images in three splits, and the source of the image files.
 
     Args:
-        name, title: Name for `--dataset`, and name in tables.
+        name: Name for `--dataset`.
+        title: Name in tables.
         train, val, test: Images of each split. ImageNet's `val` is empty. ImageNet variants have only `test`.
         source: Source of the encoded images.
         template: Template of zero-shot prompts, such as "{} texture.".
-        templates: Other templates by name. KgCoOp uses `photo`, that of its published code. ProGrad uses
-            `name_last`, which ends with the class name.
+        templates: Other templates by name. `photo` is the template of KgCoOp's published code. `name_last`,
+            which ProGrad uses, ends with the class name.
         items_origin: Source of the image list, for error messages, such as "folder data/dtd/images".
         note: Remark for the user, such as how images were split automatically. Empty if there is none.
         exif_rotation: True to rotate photos as their EXIF data say. False for benchmarks, as in CoOp.
-        base_classes: Names of the base classes. Empty for the first half of the classes.
-        excluded: Paths of images that no run reads, such as corrupt ones. They stay in the splits, so that
-            the draws of other images do not depend on them.
+        base_classes: Names of the base classes. If empty, the first half of the classes are base classes.
+        excluded: Paths of images that no run reads, such as corrupt images. Excluded images stay in the
+            splits, so that the few-shot draws of other images do not change.
     """
 
     name: str
@@ -151,17 +160,22 @@ class Dataset:
 
     @property
     def base_labels(self) -> tuple[int, ...]:
-        """Labels of the base classes: those of `base_classes`, or the first half of train's, rounded up."""
+        """Labels of the base classes, sorted.
+
+        If `base_classes` is empty, the base classes are the first half, rounded up, of the training classes.
+        """
         names = {item.label: item.classname for item in self.train}
+        labels = sorted(names)
         if self.base_classes:
-            return tuple(sorted(label for label, name in names.items() if name in self.base_classes))
-        return tuple(sorted(names)[: (len(names) + 1) // 2])
+            return tuple(label for label in labels if names[label] in self.base_classes)
+        num_base = (len(labels) + 1) // 2
+        return tuple(labels[:num_base])
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 (hex) of all fields that determine images, labels and classes. Image files are not read.
 
-        `excluded` is not part of it, so that a study may continue after an image has been excluded.
+        The digest does not depend on `excluded`, so that a study may continue after an image is excluded.
         """
         digest = hashlib.sha256()
         if self.exif_rotation:
@@ -210,16 +224,16 @@ _MAX_SHOWN_NAMES = 12
 
 
 def abbreviated(names: Sequence[str]) -> str:
-    """Return class names for a message: all of them, or the first ones and the last one.
+    """Return names for a message. If there are more than 12, only the first 11 and the last are shown.
 
     Example:
         >>> abbreviated(["cat", "dog"])
         'cat, dog'
     """
-    shown = list(names)
-    if len(shown) > _MAX_SHOWN_NAMES:
-        shown[_MAX_SHOWN_NAMES - 1 : -1] = ["..."]
-    return ", ".join(shown)
+    if len(names) <= _MAX_SHOWN_NAMES:
+        return ", ".join(names)
+    first_names = names[: _MAX_SHOWN_NAMES - 1]
+    return ", ".join([*first_names, "...", names[-1]])
 
 
 MAX_NAME_LENGTH = 1000  # characters, far more than CLIP's limit of 77 tokens
@@ -234,7 +248,9 @@ def invalid_name_reason(classname: str) -> str:
     """
     if len(classname) > MAX_NAME_LENGTH:
         return f"is longer than {MAX_NAME_LENGTH} characters"
-    categories = [category(character) for character in readable(classname)]  # C*: invisible, Z*: spaces
-    if {"Cc", "Cs"} & set(categories):
+    categories = {category(character) for character in readable(classname)}
+    if "Cc" in categories or "Cs" in categories:  # Cs: surrogates, which stand for bytes that are not UTF-8
         return "contains control characters or is not UTF-8"
-    return "" if any(each[0] not in "CZ" for each in categories) else "has no visible character"
+    if all(each.startswith(("C", "Z")) for each in categories):  # C: invisible characters, Z: spaces
+        return "has no visible character"
+    return ""

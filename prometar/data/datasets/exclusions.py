@@ -31,11 +31,24 @@ def read_exclusions(location: str) -> dict[str, int]:
         lines = content.decode("utf-8-sig").splitlines()  # Windows editors write a byte order mark
     except UnicodeDecodeError:
         raise UserError(f"{masked(join(location, EXCLUDED_FILE))} is not UTF-8 text.") from None
-    return {line.strip(): number for number, line in enumerate(lines, 1) if line.strip()}
+    number_by_path: dict[str, int] = {}
+    for number, line in enumerate(lines, 1):
+        path = line.strip()
+        if path:
+            number_by_path[path] = number
+    return number_by_path
 
 
 def require_known(exclusions: dict[str, int], paths: Collection[str], location: str) -> None:
-    """Raise a UserError if a path of `exclusions` is not among the `paths` of a dataset."""
+    """Require that all excluded paths are images of the dataset.
+
+    Args:
+        exclusions, location: Result and argument of `read_exclusions`.
+        paths: Paths of the dataset's images.
+
+    Raises:
+        UserError: a path of `exclusions` is not among `paths`.
+    """
     for path, number in exclusions.items():
         if path not in paths:
             raise UserError(

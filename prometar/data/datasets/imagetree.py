@@ -1,4 +1,4 @@
-"""Datasets with one folder per class. They are split automatically if there is no folder train/ or test/."""
+"""Datasets with one folder per class. If there is no folder train/ or test/, they are split automatically."""
 
 import hashlib
 import os
@@ -19,10 +19,16 @@ from prometar.data.datasets.exclusions import EXCLUDED_FILE
 from prometar.errors import UserError
 from prometar.io.files import file_size, read_text
 
-OWN_IMAGES = "folder"  # name for --dataset
-OWN_IMAGES_TITLE = "your own images"  # title in tables
-# Suffixes of the formats in transforms.FORMATS.
+OWN_IMAGES = "folder"
+"""Name of the user's own images for `--dataset`."""
+OWN_IMAGES_TITLE = "your own images"
+"""Title of the user's own images in tables."""
+
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+"""Suffixes of the formats in `transforms.FORMATS`."""
+HEIC_SUFFIXES = (".heic", ".heif")
+"""Suffixes of photos of phones, which Pillow cannot decode."""
+
 VAL_PERCENT = 20
 TEST_PERCENT = 30
 SPLIT_SEED = 0
@@ -31,27 +37,33 @@ SPLIT_NOTE = (
     f"automatic split, because the folder has no train/ or test/: {TEST_PERCENT}% of each class are test "
     f"images, {VAL_PERCENT}% val, the rest train (by hash of the path, seed {SPLIT_SEED})"
 )
-HEIC_SUFFIXES = (".heic", ".heif")  # photos of phones, which Pillow cannot decode
+
+ALLOWED_SPLITS = ({"train", "val", "test"}, {"train", "test"}, {"test"})
 SPLIT_OF_OTHER_NAME = {
     "training": "train",
+    "train": "train",
     "validation": "val",
     "valid": "val",
+    "val": "val",
     "testing": "test",
-    **{split: split for split in SPLITS},
+    "test": "test",
 }
-"""Split by names that other layouts use, in lower case."""
+"""Split by the names of its folder in other layouts, in lower case."""
+
 BASE_CLASSES_FILE = "base_classes.txt"
 MIN_BASE_OR_NEW = 2  # because accuracy on a single class is always 100%
-ALLOWED_SPLITS = ({"train", "val", "test"}, {"train", "test"}, {"test"})
 
 
 def read_tree(folder: Path) -> Dataset:
-    """Read DIR/train|val|test/<class>/<image> or DIR/<class>/<image>. <class> is the class name.
+    """Read the images DIR/train|val|test/<class>/<image> or DIR/<class>/<image> as a dataset.
 
-    If `val` is missing, a search holds out images of `train`. For an evaluation, `test` suffices. All splits
-    must have the same classes. If folders called train, val or test have no subfolders, they are classes.
+    DIR is `folder`, and <class> is the name of a class. If folders called train, val or test have no
+    subfolders, they are classes. All splits must have the same classes.
 
-    The file DIR/base_classes.txt lists the base classes, one per line. Without it, they are the first half.
+    If `val` is missing, a search holds out images of `train`. For an evaluation, `test` suffices.
+
+    The file DIR/base_classes.txt lists the base classes, one per line. If it is missing, the first half of
+    the classes are base classes.
 
     Raises:
         UserError: there are fewer than two classes, two folders for one class, a class without images or with
@@ -60,7 +72,7 @@ def read_tree(folder: Path) -> Dataset:
     """
     folders = class_folders(folder)
     _reject_other_layouts(folder, folders)
-    splits = [split for split in SPLITS if split in folders and list_visible(folder / split)[0]]
+    splits = [split for split in SPLITS if split in folders and _has_subfolders(folder / split)]
     if splits and (set(splits) != set(folders) or set(splits) not in ALLOWED_SPLITS):
         raise UserError(
             f"{folder} has the folders {', '.join(folders)}. Expected train and test (val is optional), "
@@ -71,11 +83,17 @@ def read_tree(folder: Path) -> Dataset:
         names = class_folders(*[folder / split for split in splits])
     if len(names) < 2:
         raise UserError(f"{folder} has only one class folder ({names[0]}). Add at least one more.")
-    if pair := find_duplicate_names(names):
-        raise UserError(f"{folder}: the folders '{pair[0]}' and '{pair[1]}' name the same class. Rename one.")
+    duplicates = find_duplicate_names(names)
+    if duplicates is not None:
+        first, second = duplicates
+        raise UserError(f"{folder}: the folders '{first}' and '{second}' name the same class. Rename one.")
+
     note = _skipped_note(folder, splits)
+    items: dict[str, Items] = {}
     if splits:
-        items = {split: labeled_images(folder, [f"{split}/{n}" for n in names], names) for split in splits}
+        for split in splits:
+            paths = [f"{split}/{name}" for name in names]
+            items[split] = labeled_images(folder, paths, names)
     else:
         items = _split_automatically(folder, names)
         note = f"{SPLIT_NOTE}; {note}" if note else SPLIT_NOTE
@@ -124,12 +142,12 @@ def _read_base_classes(file: Path, names: Sequence[str]) -> tuple[str, ...]:
 
 
 def _reject_other_layouts(folder: Path, folders: Sequence[str]) -> None:
-    """Raise a UserError if splits have other names, or if all folders lie in one folder.
+    """Raise a UserError if splits have other names, or if all class folders lie in one folder.
 
     Args:
         folders: Names of the folders in `folder`.
     """
-    nested = [name for name in folders if list_visible(folder / name)[0]]
+    nested = [name for name in folders if _has_subfolders(folder / name)]
     for name in nested:
         split = SPLIT_OF_OTHER_NAME.get(name.lower(), name)
         if split not in folders:
@@ -139,7 +157,18 @@ def _reject_other_layouts(folder: Path, folders: Sequence[str]) -> None:
         raise UserError(f"{folder} contains only the folder {inner}. Pass --data-root {inner}.")
 
 
+def _has_subfolders(folder: Path) -> bool:
+    """Return True if `folder` contains folders that are not hidden."""
+    folders, _ = list_visible(folder)
+    return bool(folders)
+
+
 def _split_automatically(folder: Path, names: Sequence[str]) -> dict[str, Items]:
+    """Return train, val and test images from the class folders `names`.
+
+    Raises:
+        UserError: a class has fewer than `MIN_TO_SPLIT` images.
+    """
     splits: dict[str, list[Item]] = {split: [] for split in SPLITS}
     for label, name in enumerate(names):
         paths = [f"{name}/{file}" for file in image_files(folder / name)]
@@ -154,44 +183,62 @@ def _split_automatically(folder: Path, names: Sequence[str]) -> dict[str, Items]
 
 
 def split_paths(paths: Sequence[str]) -> dict[str, list[str]]:
-    """Split the n >= 3 images of one class into train, val and test. The order of `paths` has no effect.
+    """Split the images of one class into train, val and test. Return the sorted paths of each split.
 
-    Images are ranked by the hash of their paths. The first floor(0.3 n) are `test` and the next floor(0.2 n)
-    are `val`, at least one image each. The rest are `train`. A new image moves few others to another split.
+    Images are ranked by the hash of their paths. Of n images, the first floor(0.3 n) are `test` and the next
+    floor(0.2 n) are `val`, at least one image each. The rest are `train`. The order of `paths` has no effect,
+    and a new image moves few others to another split.
+
+    Args:
+        paths: Paths of at least `MIN_TO_SPLIT` images.
     """
 
     def rank(path: str) -> bytes:
         return hashlib.sha256(f"{SPLIT_SEED}/{path}".encode("utf-8", "surrogateescape")).digest()
 
+    num_test = max(1, len(paths) * TEST_PERCENT // 100)
+    num_val = max(1, len(paths) * VAL_PERCENT // 100)
     ranked = sorted(paths, key=rank)
-    val_start = max(1, len(paths) * TEST_PERCENT // 100)
-    train_start = val_start + max(1, len(paths) * VAL_PERCENT // 100)
-    splits = {"train": ranked[train_start:], "val": ranked[val_start:train_start], "test": ranked[:val_start]}
-    return {split: sorted(chosen) for split, chosen in splits.items()}
+    not_test = ranked[num_test:]
+    return {
+        "train": sorted(not_test[num_val:]),
+        "val": sorted(not_test[:num_val]),
+        "test": sorted(ranked[:num_test]),
+    }
 
 
 def _skipped_note(folder: Path, splits: Sequence[str]) -> str:
-    """Return a note on files that are skipped because of their suffix or place, or "" if there are none."""
+    """Return a note on files that are skipped because of their suffix or place, or "" if there are none.
+
+    Args:
+        splits: Names of the split folders in `folder`. Empty if `folder` contains the class folders.
+    """
     files: list[str] = []
     for parent, _, names in os.walk(folder):
         files += [os.path.relpath(os.path.join(parent, name), folder) for name in names]
-    visible = sorted(file for file in files if "/." not in f"/{file}")  # hidden files and folders are ignored
-    depth = 2 if splits else 1
-    kinds = {
-        "photos in HEIC format are skipped (convert them to JPEG)": [
-            file for file in visible if file.lower().endswith(HEIC_SUFFIXES)
-        ],
-        "files without an image suffix are skipped": [
-            file
-            for file in visible
-            if not file.lower().endswith((*SUFFIXES, *HEIC_SUFFIXES))
-            and file not in (BASE_CLASSES_FILE, EXCLUDED_FILE)
-        ],
-        "images outside the class folders are skipped": [
-            file for file in visible if file.lower().endswith(SUFFIXES) and file.count("/") < depth
-        ],
+
+    image_depth = 2 if splits else 1  # number of folders above an image
+    heic_photos: list[str] = []
+    other_files: list[str] = []
+    misplaced_images: list[str] = []
+    for file in sorted(files):
+        is_hidden = "/." in f"/{file}"  # the file, or a folder above it
+        if is_hidden or file in (BASE_CLASSES_FILE, EXCLUDED_FILE):
+            continue
+        if file.lower().endswith(HEIC_SUFFIXES):
+            heic_photos.append(file)
+        elif not file.lower().endswith(SUFFIXES):
+            other_files.append(file)
+        elif file.count("/") < image_depth:
+            misplaced_images.append(file)
+
+    skipped = {
+        "photos in HEIC format are skipped (convert them to JPEG)": heic_photos,
+        "files without an image suffix are skipped": other_files,
+        "images outside the class folders are skipped": misplaced_images,
     }
-    return "; ".join(f"{len(found)} {kind}, such as {found[0]}" for kind, found in kinds.items() if found)
+    notes = [f"{len(found)} {kind}, such as {found[0]}" for kind, found in skipped.items() if found]
+    return "; ".join(notes)
 
 
 def list_visible(folder: Path) -> tuple[list[str], list[str]]:
@@ -200,12 +247,20 @@ def list_visible(folder: Path) -> tuple[list[str], list[str]]:
     Raises:
         UserError: `folder` cannot be listed.
     """
+    folders: list[str] = []
+    files: list[str] = []
     try:
-        with os.scandir(folder) as found:
-            visible = sorted((entry.name, entry.is_dir()) for entry in found if entry.name[0] != ".")
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir():
+                    folders.append(entry.name)
+                else:
+                    files.append(entry.name)
     except OSError as error:
         raise UserError(f"Cannot list {folder} ({error.strerror}).") from None
-    return [name for name, is_dir in visible if is_dir], [name for name, is_dir in visible if not is_dir]
+    return sorted(folders), sorted(files)
 
 
 def class_folders(*folders: Path) -> list[str]:
@@ -214,16 +269,19 @@ def class_folders(*folders: Path) -> list[str]:
     Raises:
         UserError: one of `folders` has no class folders, or two of them have different class folders.
     """
-    listings = [list_visible(folder)[0] for folder in folders]
-    for folder, names in zip(folders, listings, strict=True):
+    first_folder = folders[0]
+    first_names, _ = list_visible(first_folder)
+    for folder in folders:
+        names, _ = list_visible(folder)
         if not names:
             raise UserError(f"{folder} has no class folders. Put each class's images into its own folder.")
-        if differing := sorted(set(names) ^ set(listings[0])):
+        differing = sorted(set(names) ^ set(first_names))
+        if differing:
             raise UserError(
-                f"{folders[0]} and {folder} have different classes, such as '{differing[0]}'. Every split "
+                f"{first_folder} and {folder} have different classes, such as '{differing[0]}'. Every split "
                 "needs a folder for every class."
             )
-    return listings[0]
+    return first_names
 
 
 def image_files(folder: Path) -> list[str]:
@@ -244,10 +302,15 @@ def image_files(folder: Path) -> list[str]:
 
 
 def labeled_images(root: Path, folders: Iterable[str], names: Iterable[str]) -> Items:
-    """Return the images in the `folders` of `root`. Those in `folders[k]` get label k and name `names[k]`.
+    """Return the images of class folders. The images in `folders[k]` have the label k.
+
+    Args:
+        root: Image folder.
+        folders: Class folders, relative to `root`.
+        names: Class name of each folder.
 
     Raises:
-        UserError: see `image_files`.
+        UserError: a class folder has no images, or contains folders.
     """
     items: list[Item] = []
     for label, (folder, name) in enumerate(zip(folders, names, strict=True)):

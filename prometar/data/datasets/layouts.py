@@ -13,8 +13,9 @@ from prometar.errors import UserError
 from prometar.io.files import read_text
 from prometar.io.strict_model import problems_of
 
-Entry = tuple[str, Annotated[int, Field(ge=-(10**9), le=10**9)], str]
-"""Path below the image folder, label (within ±10^9, so that it fits in int64), and class name."""
+Label = Annotated[int, Field(ge=-(10**9), le=10**9)]  # fits in int64
+Entry = tuple[str, Label, str]
+"""Path below the image folder, label, and class name."""
 
 
 class SplitFile(BaseModel):
@@ -79,8 +80,12 @@ def read_split_file(file: Path) -> dict[str, Items]:
 
 
 def _read_aircraft(folder: Path) -> dict[str, Items]:
-    """Read FGVC-Aircraft's '<image> <variant>' lists. The first variant in variants.txt has label 0."""
-    labels = {name: label for label, (_, name) in enumerate(read_lines(folder / AIRCRAFT_CLASSES_FILE))}
+    """Return the splits of FGVC-Aircraft, whose lists have lines '<image> <variant>'.
+
+    The classes are the variants of the aircraft. The first variant in variants.txt has label 0.
+    """
+    variants = [name for _, name in read_lines(folder / AIRCRAFT_CLASSES_FILE)]
+    labels = {name: label for label, name in enumerate(variants)}
     splits: dict[str, Items] = {}
     for split in SPLITS:
         file = folder / f"images_variant_{split}.txt"
@@ -95,11 +100,14 @@ def _read_aircraft(folder: Path) -> dict[str, Items]:
 
 
 def _read_class_folders(benchmark: Benchmark, folder: Path) -> dict[str, Items]:
-    """Read ImageNet or one of its variants.
+    """Return the splits of ImageNet or of one of its variants.
 
-    Class folders are named by WordNet ID (wnid), except in ImageNetV2 (index into classnames.txt).
-    A label is the position of the class folder in sorted order, from 0 to 999 (0 to 199 in the variants A and
-    R). Images are sorted by name. In the published code, few-shot samples depend on the file system's order.
+    Class folders are named by WordNet ID (wnid). In ImageNetV2, they are named by the index of the class in
+    classnames.txt.
+
+    A label is the position of the class folder in sorted order, from 0 to 999. ImageNet-A and ImageNet-R have
+    200 classes, with labels from 0 to 199. Images are sorted by name. In the published code, their order, and
+    so the few-shot sample, depends on the file system.
     """
     file = folder / CLASSNAMES_FILE
     names: dict[str, str] = {}
@@ -109,17 +117,21 @@ def _read_class_folders(benchmark: Benchmark, folder: Path) -> dict[str, Items]:
             raise UserError(f"{file}, line {number}: expected '<unique wnid> <name>', found '{line}'.")
         names[wnid] = name
     if benchmark.numbered:
-        names = {str(k): name for k, name in enumerate(names.values())}
+        names = {str(index): name for index, name in enumerate(names.values())}
+
     image_folder = folder / benchmark.image_folder
     split_folders = [image_folder / parent for parent in benchmark.split_folders.values()]
     folders = class_folders(*split_folders)
-    if unknown := sorted(set(folders) - set(names)):
+    unknown = sorted(set(folders) - set(names))
+    if unknown:
         raise UserError(f"{image_folder}: folder {unknown[0]} is not listed in {file}.")
-    folders.sort(key=int if benchmark.numbered else str)
-    classnames = [names[each] for each in folders]
+    if benchmark.numbered:
+        folders.sort(key=int)
+
+    classnames = [names[name] for name in folders]
     splits: dict[str, Items] = {}
     for split, parent in benchmark.split_folders.items():
-        paths = [f"{PurePosixPath(parent, each)}" for each in folders]
+        paths = [str(PurePosixPath(parent, name)) for name in folders]
         splits[split] = labeled_images(image_folder, paths, classnames)
     return splits
 
@@ -131,5 +143,6 @@ def read_lines(file: Path) -> Iterator[tuple[int, str]]:
         UserError: the file cannot be read, or is not UTF-8 text.
     """
     for number, line in enumerate(read_text(file).splitlines(), 1):
-        if line.strip():
-            yield number, line.strip()
+        text = line.strip()
+        if text:
+            yield number, text

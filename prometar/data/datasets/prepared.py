@@ -1,4 +1,4 @@
-"""Read datasets copied by `prometar data prepare`: manifest.json and Parquet shards, one row per image."""
+"""Read copies made by `prometar data prepare`: manifest.json, and Parquet shards with one row per image."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +29,14 @@ ShardEntry = dict[Literal["file"], Annotated[str, Field(pattern=r"^[A-Za-z0-9_][
 
 
 class Manifest(BaseModel):
-    """Content of manifest.json, with image counts by split. It is written last and marks a complete copy."""
+    """Content of manifest.json, which is written last and marks a complete copy.
+
+    Args:
+        format: Version of the format.
+        counts: Number of images by split.
+        name, note, base_classes: As in `Dataset`.
+        shards: Shards in the order of their images.
+    """
 
     format: Literal[1] = 1
     name: str
@@ -67,8 +74,10 @@ def open_prepared(uri: str, manifest: Manifest, *, name: str, title: str, templa
     splits: dict[str, list[Item]] = {split: [] for split in SPLITS}
     for shard in source.shards:
         table, _ = _read_columns(uri, shard, list(_ITEM_COLUMNS))
-        for path, label, classname, split in zip(*table.to_pydict().values(), strict=True):
-            splits.setdefault(split, []).append(Item(path, label, classname))
+        columns = table.to_pydict()
+        items = map(Item, columns["path"], columns["label"], columns["classname"])
+        for item, split in zip(items, columns["split"], strict=True):
+            splits.setdefault(split, []).append(item)
     counts = {split: len(items) for split, items in splits.items()}
     if manifest.counts != counts:
         raise UserError(f"{masked(uri)} has {counts} images, {MANIFEST} lists {manifest.counts}. {_REBUILD}")
@@ -106,36 +115,40 @@ class ParquetSource:
             InfrastructureError: a shard cannot be read.
         """
         index = _path_index(self.uri, self.shards)
-        rows_by_group: dict[tuple[int, int], list[tuple[int, int]]] = {}
-        for k, path in enumerate(paths):
+        # For each row group, the wanted rows, and the position of each in `paths`.
+        wanted: dict[tuple[int, int], list[tuple[int, int]]] = {}
+        for position, path in enumerate(paths):
             if path not in index:
                 raise UserError(f"{masked(self.uri)} does not contain the image '{path}'. {_REBUILD}")
             shard_index, group, row = index[path]
-            rows_by_group.setdefault((shard_index, group), []).append((row, k))
+            wanted.setdefault((shard_index, group), []).append((row, position))
         images: list[bytes] = [b""] * len(paths)
 
         def fetch(shard_and_group: tuple[int, int]) -> None:
+            """Read one row group, and put its wanted images into `images`."""
             shard_index, group = shard_and_group
             with _open_shard(self.uri, self.shards[shard_index]) as file:
-                column = file.read_row_group(group, columns=["image"]).column(0)
-                for row, k in rows_by_group[shard_and_group]:
-                    images[k] = column[row].as_py()
+                column = file.read_row_group(group, columns=["image"]).column("image")
+                for row, position in wanted[shard_and_group]:
+                    images[position] = column[row].as_py()
 
         with ThreadPoolExecutor(_READ_THREADS) as pool:
-            list(pool.map(fetch, sorted(rows_by_group)))
+            for _ in pool.map(fetch, sorted(wanted)):  # the iteration raises the errors of the threads
+                pass
         return images
 
 
 @lru_cache(maxsize=8)
 def _path_index(uri: str, shards: tuple[str, ...]) -> dict[str, tuple[int, int, int]]:
-    """Map image paths to (shard, row group, row in the group), all counted from 0. Cached."""
+    """Return where each image is: (shard, row group, row in the group) by path, all counted from 0."""
     index: dict[str, tuple[int, int, int]] = {}
     for shard_index, shard in enumerate(shards):
-        table, sizes = _read_columns(uri, shard, ["path"])
-        positions: list[tuple[int, int, int]] = []
-        for group, size in enumerate(sizes):
-            positions += [(shard_index, group, row) for row in range(size)]
-        index.update(zip(table.column("path").to_pylist(), positions, strict=True))
+        table, group_sizes = _read_columns(uri, shard, ["path"])
+        paths = table.column("path").to_pylist()
+        places: list[tuple[int, int, int]] = []
+        for group, size in enumerate(group_sizes):
+            places += [(shard_index, group, row) for row in range(size)]
+        index.update(zip(paths, places, strict=True))
     return index
 
 
@@ -143,14 +156,19 @@ def _read_columns(uri: str, shard: str, columns: list[str]) -> tuple[pa.Table, l
     """Return `columns` of a shard, and the number of rows of each row group."""
     with _open_shard(uri, shard) as file:
         footer = file.metadata
-        sizes = [footer.row_group(k).num_rows for k in range(footer.num_row_groups)]
-        fields = [field for field in SCHEMA if field.name in columns]
-        return file.read(columns=columns).select(columns).cast(pa.schema(fields)), sizes
+        group_sizes = [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]
+        schema = pa.schema([SCHEMA.field(name) for name in columns])
+        table = file.read(columns=columns).select(columns).cast(schema)
+        return table, group_sizes
 
 
 @contextmanager
 def _open_shard(uri: str, shard: str) -> Iterator[pq.ParquetFile]:
-    """Open a shard. Errors in the `with` block, such as missing columns, become an InfrastructureError."""
+    """Open a shard for a `with` block.
+
+    Raises:
+        InfrastructureError: the shard cannot be read in the `with` block, or lacks a column.
+    """
     system, folder = filesystem_and_path(uri)
     try:
         with system.open_input_file(f"{folder}/{shard}") as stream:

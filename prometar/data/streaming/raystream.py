@@ -1,8 +1,10 @@
 """Stream of an image order's batches from Ray Data, which processes all epochs in one execution.
 
-A trial's placement group has two bundles. The training process fills the first, so the tasks of Ray Data run
-in the second and can start even if trials occupy every CPU. The dataset is created by `from_items`, because
-other sources need read tasks, which Ray Data places outside the group, where they may never get a CPU.
+A trial reserves its CPUs in a placement group of Ray, which has two bundles. The training process uses the
+first bundle. The tasks of Ray Data use the second, so that they can start even if trials occupy every CPU.
+
+The Ray dataset is created by `from_items`, because other sources need read tasks. Ray Data places read tasks
+outside the placement group, where they may never get a CPU.
 """
 
 import gc
@@ -32,7 +34,7 @@ from prometar.data.streaming.stream import Batch, iter_steps
 from prometar.data.streaming.transforms import TransformSpec, make_images
 from prometar.errors import InfrastructureError, PrometarError, WorkError, last_line
 
-MAX_STORED_IMAGES = 10_000  # per order, in Ray's object store (about 1 GB of JPEG files)
+MAX_STORED_IMAGES = 10_000  # per image order, in Ray's object store (about 1 GB of JPEG files)
 PAUSE_SECONDS = 0.02  # per iteration of Ray Data's scheduling loop
 
 
@@ -52,18 +54,21 @@ def stream(
     Args:
         cpus: Logical CPUs for all tasks together. Up to max(1, floor(cpus)) tasks run in parallel.
         block_rows: Approximate number of images per block (the output of a task). Blocks never split a batch.
-        memory_bytes: Maximum total size of finished blocks that wait to be consumed.
+        memory_bytes: Maximum total size of finished blocks that wait to be consumed. Default: 128 MiB.
 
     Raises:
         WorkError: an image is corrupt (the message contains its path), or a task failed for another reason.
         UserError: an image is missing.
-        InfrastructureError: the object store and its disk are full.
+        InfrastructureError: Ray's object store and its disk are full, or the disk or the store of the images
+            fails.
+        MemoryError: a task was killed because memory was exhausted.
     """
     if start_step == order.num_steps:
         return
     with _data_context(memory_bytes):
-        blocks = _iter_blocks(_build_dataset(order, source, start_step, cpus, block_rows))
-    images = np.empty(0, np.uint8)
+        dataset = _build_dataset(order, source, start_step, cpus, block_rows)
+    blocks = _iter_blocks(dataset)
+    images = np.empty(0, np.uint8)  # images of the current block that are not in a batch yet
     try:
         for step, _, _, labels in iter_steps(order, start_step):
             if not len(images):
@@ -88,25 +93,37 @@ class SchedulingPause:
         """Sleep after each iteration of the loop."""
         time.sleep(PAUSE_SECONDS)
 
-    def _do_nothing(self, executor: object, *error: object) -> None: ...
+    def before_execution_starts(self, executor: object) -> None:
+        """Do nothing."""
 
-    before_execution_starts = after_execution_succeeds = after_execution_fails = _do_nothing
+    def after_execution_succeeds(self, executor: object) -> None:
+        """Do nothing."""
+
+    def after_execution_fails(self, executor: object, error: Exception) -> None:
+        """Do nothing."""
 
 
 def _iter_blocks(dataset: ray.data.Dataset) -> Generator[NDArray[np.uint8]]:
     """Yield the images of each block. Ray's own `iter_batches` (2.60) hangs if it is closed early."""
     for block_group in dataset.iter_internal_ref_bundles():
         for ref in block_group.block_refs:
-            columns = BlockAccessor.for_block(ray.get(ref)).to_batch_format("numpy")
-            yield cast(dict[str, NDArray[np.uint8]], columns)["image"]
+            block = BlockAccessor.for_block(ray.get(ref))
+            columns = cast(dict[str, NDArray[np.uint8]], block.to_batch_format("numpy"))
+            yield columns["image"]
 
 
 def _next_block(blocks: Iterator[NDArray[np.uint8]], step: int) -> NDArray[np.uint8]:
+    """Return the images of the next block. Convert errors of Ray as documented in `stream`.
+
+    Args:
+        step: First step of the block, for the message.
+    """
     try:
         return next(blocks)
     except RayError as error:
         if isinstance(error, RayTaskError) and isinstance(error.cause, PrometarError):
-            raise type(error.cause)(str(error.cause).splitlines()[0]) from None  # Ray Data appends lines
+            message = str(error.cause).splitlines()[0]  # Ray Data appends lines
+            raise type(error.cause)(message) from None
         if isinstance(error, OutOfDiskError):
             raise InfrastructureError("Ray's object store and its disk are full. Free disk space.") from None
         if isinstance(error, OutOfMemoryError):
@@ -127,17 +144,21 @@ def _build_dataset(
     block_inputs = []
     for first_step in range(start_step, order.num_steps, steps_per_block):
         last_step = min(first_step + steps_per_block, order.num_steps) - 1
-        indices, seeds = order.rows(order.row_range(first_step)[0], order.row_range(last_step)[1])
-        paths = [order.items[k].path for k in indices]
+        start_row, _ = order.row_range(first_step)
+        _, end_row = order.row_range(last_step)
+        indices, seeds = order.rows(start_row, end_row)
+        paths = [order.items[index].path for index in indices]
         block_inputs.append({"index": indices.tolist(), "seed": seeds.tolist(), "path": paths})
+
     group = get_current_placement_group()
     strategy: Any = "DEFAULT"
     if group:
         strategy = PlacementGroupSchedulingStrategy(group, placement_group_capture_child_tasks=True)
     dataset = ray.data.from_items(block_inputs, override_num_blocks=len(block_inputs))
     with warnings.catch_warnings():
-        # `scheduling_strategy` is deprecated. But with a strategy in DataContext, Ray Data 2.60 takes
-        # the bundles' object-store memory (0 bytes) as a limit, and starts tasks only if the consumer waits.
+        # The argument `scheduling_strategy` is deprecated. But if DataContext contains the strategy, Ray Data
+        # 2.60 limits the finished blocks to the bundles' object-store memory, which is 0 bytes. It then
+        # starts tasks only if the consumer waits.
         warnings.simplefilter("ignore", RayDeprecationWarning)
         return dataset.map_batches(
             cast(Any, make_block),
@@ -157,20 +178,33 @@ def _build_dataset(
 def make_block(
     table: pa.Table, *, spec: TransformSpec, source: Source, encoded_ref: ray.ObjectRef | None
 ) -> dict[str, NDArray[np.uint8]]:
-    """Make the images of a block in a Ray task. `table` has one row of three lists: index, seed, path."""
+    """Make the images of a block in a Ray task.
+
+    Args:
+        table: One row with three lists: indices into the order's items, augmentation seeds and paths.
+        encoded_ref: Result of `_store_images`.
+
+    Returns:
+        Images (block rows, size, size, 3 * views) in the column "image".
+    """
     [inputs] = table.to_pylist()
     if encoded_ref is None:
         encoded = source.read_many(inputs["path"])
     else:
-        encoded = ray.get(encoded_ref).take(pa.array(inputs["index"])).to_pylist()
+        stored: pa.Array = ray.get(encoded_ref)
+        encoded = stored.take(pa.array(inputs["index"])).to_pylist()
     return {"image": make_images(spec, encoded, inputs["seed"], inputs["path"])}
 
 
 def _store_images(order: ImageOrder, source: Source) -> ray.ObjectRef | None:
-    """Store all encoded images in Ray, or return None if there are too many or each is read only once."""
+    """Store the encoded images of all items in Ray's object store, and return their reference.
+
+    Return None if there are more than `MAX_STORED_IMAGES`, or if each image is read only once.
+    """
     if order.epochs < 2 or len(order.items) > MAX_STORED_IMAGES:
         return None
-    return ray.put(pa.array(source.read_many([item.path for item in order.items]), pa.large_binary()))
+    encoded = source.read_many([item.path for item in order.items])
+    return ray.put(pa.array(encoded, pa.large_binary()))
 
 
 @contextmanager

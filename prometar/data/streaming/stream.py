@@ -1,7 +1,7 @@
 """Batches of an `ImageOrder`.
 
-`stream_local` makes them in local threads, and `raystream` makes identical batches with Ray Data.
-`stream_labels` only yields labels, for images whose features are cached.
+`stream_local` makes batches in threads of this process. The module `raystream` makes identical batches with
+Ray Data. `stream_labels` makes batches without pixels, for images whose features are cached.
 """
 
 from collections import deque
@@ -23,7 +23,8 @@ class Batch(NamedTuple):
 
     Attributes:
         step: Index of the batch in its order, from 0.
-        images: uint8 (batch, height, width, 3 * views), writable. Views are stacked in the channels.
+        images: uint8 (batch, height, width, 3 * views), writable. The views of an image are its different
+            augmentations, which are stacked in the channels.
         labels: int64 (batch,).
     """
 
@@ -60,19 +61,21 @@ def stream_local(order: ImageOrder, source: Source, start_step: int = 0) -> Iter
     Raises:
         WorkError: an image is corrupt. The message contains its path.
         UserError: an image is missing.
+        InfrastructureError: the disk or the store of the images fails.
     """
 
     def make_batch(step: int, indices: Ints, seeds: Ints, labels: Ints) -> Batch:
         paths = [order.items[index].path for index in indices]
-        images = make_images(order.transform, source.read_many(paths), seeds, paths)
-        return Batch(step, images, labels)
+        encoded = source.read_many(paths)
+        return Batch(step, make_images(order.transform, encoded, seeds, paths), labels)
 
     num_threads = num_cpus()
+    max_pending = 2 * num_threads  # limits the batches in memory if the consumer is slow
     pending: deque[Future[Batch]] = deque()
     with ThreadPoolExecutor(num_threads) as pool:
-        for args in iter_steps(order, start_step):
-            pending.append(pool.submit(make_batch, *args))
-            if len(pending) > 2 * num_threads:  # limits the batches in memory
+        for step, indices, seeds, labels in iter_steps(order, start_step):
+            pending.append(pool.submit(make_batch, step, indices, seeds, labels))
+            if len(pending) > max_pending:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()

@@ -1,7 +1,7 @@
 """Image decoding and transforms, determined by a `TransformSpec` and a seed.
 
-Importing torch would delay the start of every Ray task by seconds, so this module uses numpy and Pillow to
-reimplement torchvision's RandomResizedCrop, Resize and CenterCrop, which CLIP and ProMetaR use.
+CLIP and ProMetaR use RandomResizedCrop, Resize and CenterCrop of torchvision. This module reimplements them
+with numpy and Pillow, because an import of torch would delay the start of every Ray task by seconds.
 """
 
 import io
@@ -17,12 +17,14 @@ from prometar.errors import WorkError
 
 # Accepted formats. Pillow must not try its other decoders: the one for EPS starts a PostScript interpreter.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-_HEIC_SIGNATURES = (b"ftypheic", b"ftypheix", b"ftypmif1")  # photos of phones, whatever their suffix
+# Bytes 4 to 11 of photos of phones, whatever the suffix of the file.
+_HEIC_SIGNATURES = (b"ftypheic", b"ftypheix", b"ftypmif1")
 MAX_ASPECT_RATIO = 100  # bounds the memory of a resized image, whose shorter side has a fixed length
-MAX_PIXELS = 89_478_485  # above this size Pillow warns; it rejects only images twice as large
+MAX_PIXELS = 89_478_485  # Pillow warns above this size, and rejects only images that are twice as large
 # As in torchvision's RandomResizedCrop.
 CROP_ASPECT_RATIOS = (3 / 4, 4 / 3)
 CROP_ATTEMPTS = 10
+_VIEW_SEED = 0x5DEECE66D  # any odd number gives further views other seeds, and the first view its own
 
 
 @dataclass(frozen=True)
@@ -35,13 +37,15 @@ class TransformSpec:
         crop_scale: Range of the crop's area as a fraction of the image's area (`augment.crop_scale_*`).
         flip: Probability of a horizontal flip.
         jitter: Brightness, contrast and saturation are scaled by random factors in 1 ± jitter.
-        exif_rotation: True to rotate or mirror images as their EXIF orientation says (`Dataset`).
-        views: Number of augmentations of each image. They are stacked in the channels: RGB of each view.
+        exif_rotation: True to rotate or mirror images as their EXIF orientation says (see `Dataset`).
+        views: Number of views, which are different augmentations of the same image. The RGB channels of all
+            views are stacked.
     """
 
     size: int
     train: bool
-    crop_scale: tuple[float, float] = (0.08, 1.0)  # unused if not `train`, but part of image order digests
+    # Not used if `train` is False, but part of the digest of an image order.
+    crop_scale: tuple[float, float] = (0.08, 1.0)
     flip: float = 0.5
     jitter: float = 0.0
     exif_rotation: bool = False
@@ -65,15 +69,18 @@ def decode(encoded: bytes, path: str = "", *, exif_rotation: bool = False) -> Im
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"Image size {image.width} x {image.height} exceeds {MAX_PIXELS} pixels")
         rgb = to_rgb(image)
-        return rotated(rgb, exif_orientation(image)) if exif_rotation else rgb
+        if exif_rotation:
+            return rotated(rgb, exif_orientation(image))
+        return rgb
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ... on corrupt files
-        reason = " ".join(str(error).split()) or type(error).__name__
         if not encoded:
             reason = "the file is empty"
         elif encoded[4:12] in _HEIC_SIGNATURES:
             reason = "not an image, but a photo in HEIC format. Convert it to JPEG"
         elif isinstance(error, Image.UnidentifiedImageError):
             reason = "not an image"
+        else:
+            reason = " ".join(str(error).split()) or type(error).__name__
         problem = f"Cannot use image {path or '(unnamed)'}: {reason.rstrip('.')}."
         raise WorkError(f"{problem} Replace it. `prometar data check` lists all such images.") from None
 
@@ -93,10 +100,13 @@ _TRANSPOSITIONS = {
 
 
 def exif_orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation from 1 (upright) to 8, or 1 if an image has none or it cannot be read."""
+    """Return the EXIF orientation of an image, from 1 (upright) to 8.
+
+    The result is 1 if the image has no valid orientation.
+    """
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation, UPRIGHT)
-    except Exception:  # corrupt EXIF data raise many kinds of errors, and are no reason to reject an image
+    except Exception:  # corrupt EXIF data raise many kinds of errors, but the image itself may be readable
         return UPRIGHT
     return orientation if orientation in _TRANSPOSITIONS else UPRIGHT
 
@@ -107,7 +117,7 @@ def has_exif_rotation(encoded: bytes) -> bool:
 
 
 def rotated(image: Image.Image, orientation: int) -> Image.Image:
-    """Turn an image with this EXIF orientation upright."""
+    """Return an image with the EXIF orientation `orientation` turned upright."""
     return image if orientation == UPRIGHT else image.transpose(_TRANSPOSITIONS[orientation])
 
 
@@ -117,8 +127,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
     Raises:
         ValueError: pixels are floating-point or 32-bit numbers, whose range is unknown.
     """
-    # Pillow would clip 16-bit levels (mode I;16, or I in PNG and PPM) to 255, so most pixels would be white.
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+    # 16-bit images have the mode I;16, or the mode I in PNG and PPM files.
+    is_16_bit = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
+    if is_16_bit:  # Pillow would clip the gray levels to 255, so most pixels would be white
         gray = np.asarray(image).astype(np.float64) / (65535 / 255)
         image = Image.fromarray(np.clip(np.rint(gray), 0, 255).astype(np.uint8))
     if image.mode == "F":
@@ -148,17 +159,27 @@ def make_image(spec: TransformSpec, encoded: bytes, seed: int, *, path: str = ""
         return np.asarray(_resize_and_crop(image, spec.size))
     if spec.views == 1:
         return np.asarray(_augment(spec, image, seed))
-    seeds = [seed ^ (view * _VIEW_SEED) for view in range(spec.views)]
-    return np.concatenate([np.asarray(_augment(spec, image, each)) for each in seeds], axis=-1)
-
-
-_VIEW_SEED = 0x5DEECE66D  # any odd number gives further views other seeds, and the first view its own
+    views: list[NDArray[np.uint8]] = []
+    for view in range(spec.views):
+        view_seed = seed ^ (view * _VIEW_SEED)
+        views.append(np.asarray(_augment(spec, image, view_seed)))
+    return np.concatenate(views, axis=-1)
 
 
 def make_images(
     spec: TransformSpec, encoded: Sequence[bytes], seeds: Iterable[int], paths: Sequence[str]
 ) -> NDArray[np.uint8]:
-    """Apply `make_image` to N images (N, size, size, 3 * views). Pixels are the same in all streams."""
+    """Apply `make_image` to N encoded images. All streams use this function, so their pixels are the same.
+
+    Args:
+        encoded, seeds, paths: Arguments of `make_image` for each of the N images.
+
+    Returns:
+        uint8 array (N, size, size, 3 * views).
+
+    Raises:
+        WorkError: an image is corrupt or not supported.
+    """
     images = np.empty((len(encoded), spec.size, spec.size, 3 * spec.views), np.uint8)
     for k, (content, seed, path) in enumerate(zip(encoded, seeds, paths, strict=True)):
         images[k] = make_image(spec, content, int(seed), path=path)
@@ -167,17 +188,22 @@ def make_images(
 
 def _resize_and_crop(image: Image.Image, size: int) -> Image.Image:
     """Resize the shorter side to `size`, as Resize does. Return the central square, as CenterCrop does."""
-    width, height = image.size
-    longer = int(size * max(width, height) / min(width, height))
-    target = (size, longer) if width <= height else (longer, size)
-    if target != image.size:
-        image = image.resize(target, Image.Resampling.BICUBIC)
-    left = round((target[0] - size) / 2.0)
-    top = round((target[1] - size) / 2.0)
+    longer = int(size * max(image.size) / min(image.size))
+    width = size
+    height = size
+    if image.width <= image.height:
+        height = longer
+    else:
+        width = longer
+    if (width, height) != image.size:
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    left = round((width - size) / 2.0)
+    top = round((height - size) / 2.0)
     return image.crop((left, top, left + size, top + size))
 
 
 def _augment(spec: TransformSpec, image: Image.Image, seed: int) -> Image.Image:
+    """Return a random crop of an image, resized to a square and, at random, flipped and jittered."""
     rng = np.random.Generator(np.random.PCG64(seed))
     # The crop is sampled last, because it takes a varying number of draws, which would shift later draws.
     flipped = rng.random() < spec.flip
@@ -198,7 +224,15 @@ def _augment(spec: TransformSpec, image: Image.Image, seed: int) -> Image.Image:
 def _crop_box(
     rng: np.random.Generator, size: tuple[int, int], scale: tuple[float, float]
 ) -> tuple[int, int, int, int]:
-    """Sample (left, top, width, height) as RandomResizedCrop does. If attempts fail, use the center."""
+    """Sample (left, top, width, height) of a crop in pixels, as RandomResizedCrop does.
+
+    If `CROP_ATTEMPTS` crops do not fit into the image, return the largest central crop whose aspect ratio is
+    in the range `CROP_ASPECT_RATIOS`.
+
+    Args:
+        size: Width and height of the image in pixels.
+        scale: Range of the crop's area as a fraction of the image's area.
+    """
     width, height = size
     lowest_ratio, highest_ratio = CROP_ASPECT_RATIOS
     for _ in range(CROP_ATTEMPTS):
@@ -213,4 +247,6 @@ def _crop_box(
     ratio = min(max(width / height, lowest_ratio), highest_ratio)
     crop_width = min(width, round(height * ratio))
     crop_height = min(height, round(width / ratio))
-    return (width - crop_width) // 2, (height - crop_height) // 2, crop_width, crop_height
+    left = (width - crop_width) // 2
+    top = (height - crop_height) // 2
+    return left, top, crop_width, crop_height
