@@ -1,6 +1,7 @@
 """Few-shot draws, held-out validation images, and the split into base and new classes.
 
-Draws and class splits equal those of the published code (CoOp / Dassl in mlvlab/ProMetaR, commit c907bdb).
+The draws and the split of the classes are the same as in the published code (CoOp and Dassl in
+mlvlab/ProMetaR, commit c907bdb).
 """
 
 import random
@@ -11,7 +12,7 @@ from prometar.errors import UserError
 
 MIN_CLASSES = 4  # two base and two new classes, because accuracy on a single class is always 100%
 
-# Validation images of each class of a dataset without a validation split.
+# Training images per class that are held out for validation if a dataset has no validation split.
 HELD_OUT_PERCENT = 20
 MAX_HELD_OUT = 50
 HELD_OUT_SEED = 0
@@ -21,12 +22,16 @@ def draw(train: Sequence[Item], *, shots: int, rng: random.Random, excluded: Col
     """Draw `shots` training images per class, or all images of a class that has fewer.
 
     As in the published code, one random generator draws from all classes, in the order of their first
-    appearance. The draw from a class depends on the classes before it, so pass the complete train split, and
+    appearance. The draw from a class depends on the classes before it. So pass the complete train split, and
     select base classes after the draw.
 
     Args:
-        excluded: Paths of images that are not used. If one is drawn, the next image of its class in `train`
-            (after the last one, the first) that is neither excluded nor drawn replaces it, if there is one.
+        train: Training images of all classes.
+        shots: Number of images per class.
+        rng: Random generator, whose state changes.
+        excluded: Paths of images that are not used. An excluded image that is drawn is replaced by the next
+            image of its class in `train` that is neither excluded nor drawn. After the last image comes the
+            first. If no image is left, the class has fewer images.
 
     Raises:
         UserError: `train` is empty, or all images of a class are excluded.
@@ -46,23 +51,29 @@ def draw(train: Sequence[Item], *, shots: int, rng: random.Random, excluded: Col
 
 
 def _replace_excluded(sample: Sequence[Item], group: Sequence[Item], excluded: Collection[str]) -> list[Item]:
-    """Return the sample from the images of a class, with other images in place of excluded ones."""
-    used = {item.path for item in sample}
-    if used.isdisjoint(excluded):
+    """Return a sample with other images in place of excluded images, as `draw` describes.
+
+    Args:
+        sample: Images drawn from a class.
+        group: All training images of the class.
+        excluded: Paths of excluded images.
+    """
+    used_paths = {item.path for item in sample}
+    if used_paths.isdisjoint(excluded):
         return list(sample)
-    replaced: list[Item] = []
+    result: list[Item] = []
     for item in sample:
-        if item.path in excluded:
-            start = group.index(item)
-            following = (*group[start + 1 :], *group[:start])
-            candidates = (each for each in following if each.path not in excluded and each.path not in used)
-            found = next(candidates, None)
-            if found is None:
-                continue
-            item = found
-            used.add(item.path)
-        replaced.append(item)
-    return replaced
+        if item.path not in excluded:
+            result.append(item)
+            continue
+        position = group.index(item)
+        following = [*group[position + 1 :], *group[:position]]
+        for candidate in following:
+            if candidate.path not in excluded and candidate.path not in used_paths:
+                result.append(candidate)
+                used_paths.add(candidate.path)
+                break
+    return result
 
 
 def group_by_label(items: Iterable[Item]) -> dict[int, list[Item]]:
@@ -80,6 +91,9 @@ def hold_out_val(train: Sequence[Item]) -> tuple[Items, Items, str]:
     same images, whatever the order of `train`. Draw few-shot images only from the remaining images, so that
     no run of a search trains on validation images.
 
+    Args:
+        train: Training images of all classes.
+
     Returns:
         The remaining images, the held-out images, and a note for the user.
 
@@ -93,20 +107,23 @@ def hold_out_val(train: Sequence[Item]) -> tuple[Items, Items, str]:
         (16, 4)
     """
     held_out: set[Item] = set()
-    for label, group in group_by_label(sorted(train, key=lambda item: item.path)).items():
+    by_path = sorted(train, key=lambda item: item.path)
+    for label, group in group_by_label(by_path).items():
         if len(group) < 2:
             raise UserError(
                 f"Class '{group[0].classname}' has only one training image, so none can be held out for "
                 "validation. Add a validation split or training images."
             )
         count = min(max(1, len(group) * HELD_OUT_PERCENT // 100), MAX_HELD_OUT)
-        held_out.update(random.Random(f"{HELD_OUT_SEED} {label}").sample(group, count))
+        rng = random.Random(f"{HELD_OUT_SEED} {label}")  # per class, so that classes do not affect each other
+        held_out.update(rng.sample(group, count))
+    rest = tuple(item for item in train if item not in held_out)
     val = tuple(item for item in train if item in held_out)
     note = (
         f"no validation split: {len(val)} of the {len(train)} training images are held out for the search "
         f"({HELD_OUT_PERCENT}% and at most {MAX_HELD_OUT} images of each class, seed {HELD_OUT_SEED})"
     )
-    return tuple(item for item in train if item not in held_out), val, note
+    return rest, val, note
 
 
 def labels_of(items: Iterable[Item]) -> tuple[int, ...]:
@@ -116,18 +133,28 @@ def labels_of(items: Iterable[Item]) -> tuple[int, ...]:
 
 def select_and_relabel(items: Iterable[Item], labels: Iterable[int]) -> Items:
     """Select items by label, and renumber the labels from 0. Items and labels keep their relative order."""
-    rank = {label: k for k, label in enumerate(sorted(labels))}
-    return tuple(Item(item.path, rank[item.label], item.classname) for item in items if item.label in rank)
+    new_labels = {label: rank for rank, label in enumerate(sorted(labels))}
+    selected: list[Item] = []
+    for item in items:
+        if item.label in new_labels:
+            selected.append(Item(item.path, new_labels[item.label], item.classname))
+    return tuple(selected)
 
 
 def separate_base_new(
     base: Collection[int], *splits: Sequence[Item]
 ) -> tuple[tuple[Items, ...], tuple[Items, ...]]:
-    """Return the base items of each split, and the new items of each split, both relabeled from 0.
+    """Return the items of base classes in each split, and the items of new classes in each split.
 
-    The labels of base classes are `base` (`Dataset.base_labels`). The new classes are all others of the first
-    split, which must be train. Items whose label is not in train are dropped, as in the published code.
+    The labels of base classes are renumbered from 0, and so are the labels of new classes. All classes of the
+    train split that are not base classes are new classes. Items of other classes are dropped, as in the
+    published code.
+
+    Args:
+        base: Labels of the base classes (`Dataset.base_labels`).
+        splits: Train split, followed by any other splits.
     """
     new = set(labels_of(splits[0])) - set(base)
     base_splits = tuple(select_and_relabel(items, base) for items in splits)
-    return base_splits, tuple(select_and_relabel(items, new) for items in splits)
+    new_splits = tuple(select_and_relabel(items, new) for items in splits)
+    return base_splits, new_splits

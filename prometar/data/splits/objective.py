@@ -1,9 +1,13 @@
 """Objectives define which images a run is trained and evaluated on, and how it is scored.
 
-By default, base classes are the first half of a dataset's classes, and new classes the second half. A search
-must not use the images of the final test, so `drift` and `base_val` use base-class images of the train and
-validation splits. `oracle_test` uses test images, to show how biased such a search is. `final` (final tests
-and `prometar train`) tests base and new classes separately. `all_classes` does not split the classes.
+By default, base classes are the first half of a dataset's classes, and new classes the second half.
+
+The objectives `drift`, `base_val` and `oracle_test` are for searches. A search must not use the images of the
+final test, so `drift` and `base_val` use base-class images of the train and validation splits. `oracle_test`
+uses test images, to show how biased such a search is.
+
+`final` tests base and new classes separately. It is the objective of final tests and the default of `prometar
+train`. `all_classes` does not split the classes.
 """
 
 import random
@@ -29,10 +33,13 @@ from prometar.metrics import harmonic_mean
 
 @dataclass(frozen=True)
 class FewShotSplit:
-    """Few-shot training images, and evaluation sets by name, such as "base". Each set has its own accuracy.
+    """Images on which a run is trained and evaluated. The labels of each set of images start at 0.
 
-    The labels of each set start at 0. Images are classified among the classes of their set only. `note` is a
-    remark on the split for the user.
+    Args:
+        train: Few-shot training images.
+        evaluations: Evaluation sets by name, such as "base". Each set has its own accuracy, and its images
+            are classified among the classes of the set only.
+        note: Remark on the split for the user. Empty if there is none.
     """
 
     train: Items
@@ -41,12 +48,18 @@ class FewShotSplit:
 
     @property
     def classnames(self) -> tuple[str, ...]:
+        """Names of the training classes, in the order of their labels."""
         return classnames(self.train)
 
 
 def _require_images(dataset: Dataset, items: Items, labels: Sequence[int], usage: str) -> None:
-    """Raise a UserError if one of `labels` has no images in `items`. `usage`: such as "test"."""
-    # Class names are taken from images, so a class without images would shift all later labels.
+    """Raise a UserError if one of `labels` has no images in `items`.
+
+    Class names are taken from images, so a class without images would shift all later labels.
+
+    Args:
+        usage: What `items` are used for, such as "test".
+    """
     missing = sorted(set(labels) - set(labels_of(items)))
     if missing:
         names = {item.label: item.classname for item in dataset.items}
@@ -65,7 +78,8 @@ def _split_train_val(dataset: Dataset, shots: int, seed: int, val_per_class: int
         train, val, note = hold_out_val(train)
     _require_images(dataset, val, dataset.base_labels, "validation")
     few_shot = draw(train, shots=shots, rng=random.Random(seed), excluded=dataset.excluded)
-    (few_shot_base, val_base), _ = separate_base_new(dataset.base_labels, few_shot, val)
+    base_splits, _ = separate_base_new(dataset.base_labels, few_shot, val)
+    few_shot_base, val_base = base_splits
     # The seed is fixed, so that all runs are scored on the same images.
     rng = random.Random(0)
     sampled: set[Item] = set()
@@ -76,11 +90,14 @@ def _split_train_val(dataset: Dataset, shots: int, seed: int, val_per_class: int
 
 
 def _split_base_new(dataset: Dataset, shots: int, seed: int, val_per_class: int) -> FewShotSplit:
-    """Draw base-class images for training. Evaluation sets: all test images of base and of new classes."""
+    """Draw base-class images for training. Evaluation sets: all test images of base and of new classes.
+
+    The argument `val_per_class` is not used.
+    """
     few_shot = draw(dataset.train, shots=shots, rng=random.Random(seed), excluded=dataset.excluded)
-    base, new = separate_base_new(dataset.base_labels, few_shot, dataset.test)
-    few_shot_base, test_base = base
-    _, test_new = new
+    base_splits, new_splits = separate_base_new(dataset.base_labels, few_shot, dataset.test)
+    few_shot_base, test_base = base_splits
+    _, test_new = new_splits
     labels = labels_of(dataset.train)
     _require_images(dataset, dataset.test, labels, "test")
     if len(labels) < MIN_CLASSES:
@@ -92,6 +109,10 @@ def _split_base_new(dataset: Dataset, shots: int, seed: int, val_per_class: int)
 
 
 def _split_all_classes(dataset: Dataset, shots: int, seed: int, val_per_class: int) -> FewShotSplit:
+    """Draw images of all classes for training. Evaluation set: all test images.
+
+    The argument `val_per_class` is not used.
+    """
     few_shot = draw(dataset.train, shots=shots, rng=random.Random(seed), excluded=dataset.excluded)
     labels = labels_of(dataset.train)
     _require_images(dataset, dataset.test, labels, "test")
@@ -112,8 +133,9 @@ class Objective:
         predicts_new: True if accuracy on new classes is not measured but predicted from base images and from
             drift, the change of predictions among unrelated class names (`prometar.training.drift`).
         has_new_accuracy: True if runs have an accuracy on new classes, measured or predicted.
-        score: Function of the accuracies (in percent, by evaluation set). Higher scores are better.
-        title: Name of the score.
+        score: Function of the accuracies (in percent, by evaluation set). Higher scores are better. Default:
+            the harmonic mean.
+        title: Name of the score. Default: H, for the harmonic mean.
     """
 
     make_split: Callable[..., FewShotSplit]
@@ -139,7 +161,7 @@ OBJECTIVES: dict[str, Objective] = {
 
 
 def protocol_of(name: str) -> Protocol:
-    """Return the benchmark protocol whose published settings apply to runs with an objective.
+    """Return the benchmark protocol whose published settings apply to runs with the objective `name`.
 
     Example:
         >>> protocol_of("drift"), protocol_of("all_classes")
@@ -154,9 +176,9 @@ SEARCH_OBJECTIVES = tuple(name for name, objective in OBJECTIVES.items() if obje
 def objective_of(name: str, known: Iterable[str] = OBJECTIVES) -> Objective:
     """Return an objective by name.
 
-    A custom name refers to an `Objective`, or to a function of accuracies that replaces the score of `drift`.
-
     Args:
+        name: Name of a built-in objective, or a reference `package.module:Name` to a custom one. The custom
+            component is an `Objective`, or a function of accuracies that replaces the score of `drift`.
         known: Names to list in the error message for an unknown objective. Default: all built-in objectives.
 
     Raises:
@@ -168,7 +190,8 @@ def objective_of(name: str, known: Iterable[str] = OBJECTIVES) -> Objective:
     if isinstance(found, Objective):
         return found
     objective = replace(OBJECTIVES["drift"], score=found, title=name)
-    _finite_score(objective, name, {"base": 80.0, "new": 60.0})  # reject an invalid function before training
+    example_accuracies = {"base": 80.0, "new": 60.0}
+    _finite_score(objective, name, example_accuracies)  # reject an invalid function before training
     return objective
 
 
@@ -182,9 +205,11 @@ def score_accuracies(name: str, accuracies: Mapping[str, float]) -> float:
 
 
 def _finite_score(objective: Objective, name: str, accuracies: Mapping[str, float]) -> float:
+    """Return the score of accuracies. Raise a UserError if the objective does not return a valid number."""
     with convert_errors(name):
         value = objective.score(accuracies)
-    if not isinstance(value, Real) or not abs(float(value)) <= 1e6:  # false for NaN too
+    is_valid = isinstance(value, Real) and abs(float(value)) <= 1e6  # False for NaN
+    if not is_valid:
         raise UserError(f"{name} must return a number up to ±1e6, got {value!a:.60}.")
     return float(value)
 
@@ -197,7 +222,7 @@ def split_dataset(
     Args:
         shots: Training images per class.
         seed: Seed of the few-shot draw.
-        val_per_class: Maximum number of validation images per class in a search.
+        val_per_class: Maximum number of validation images per class in a search. Default: 20.
 
     Raises:
         UserError: the objective is unknown, classes or images are missing, or a custom split is invalid.
@@ -224,11 +249,12 @@ def _without_excluded(split: FewShotSplit, dataset: Dataset) -> FewShotSplit:
         UserError: all images of a class are excluded from a set.
     """
     sets = {"training": split.train, **split.evaluations}
-    kept = {name: dataset.without_excluded(items) for name, items in sets.items()}
-    for name, items in kept.items():
-        lost = set(labels_of(sets[name])) - set(labels_of(items))
-        if lost:
-            classname = classnames(sets[name])[min(lost)]
+    kept: dict[str, Items] = {}
+    for name, items in sets.items():
+        kept[name] = dataset.without_excluded(items)
+        missing_labels = set(labels_of(items)) - set(labels_of(kept[name]))
+        if missing_labels:
+            classname = classnames(items)[min(missing_labels)]
             raise UserError(
                 f"All {name} images of '{classname}' in {dataset.name} are excluded. "
                 "Every class needs images."
@@ -254,14 +280,24 @@ def _require_valid_split(name: str, objective: Objective, split: FewShotSplit) -
     if not isinstance(split, FewShotSplit):
         kind = type(split).__name__
         raise UserError(f"{name} must return a FewShotSplit, got {kind}. See docs/extending.md.")
-    if not split.evaluations or (objective.predicts_new and split.evaluations.keys() - {"new"} != {"base"}):
-        needed = "only the evaluation set 'base'" if objective.predicts_new else "an evaluation set"
-        raise UserError(f"{name}: its FewShotSplit needs {needed}, found {sorted(split.evaluations)}.")
-    scored = ("base", "new") if objective.predicts_new else tuple(split.evaluations)
-    _finite_score(objective, name, {each: 80.0 / (1 + k) for k, each in enumerate(scored)})  # example values
+    found = sorted(split.evaluations)
+    if objective.predicts_new:
+        # A set "new" is allowed, although the objective predicts its accuracy.
+        if split.evaluations.keys() - {"new"} != {"base"}:
+            raise UserError(f"{name}: its FewShotSplit needs only the evaluation set 'base', found {found}.")
+        scored_sets = ["base", "new"]
+    else:
+        if not split.evaluations:
+            raise UserError(f"{name}: its FewShotSplit needs an evaluation set, found {found}.")
+        scored_sets = list(split.evaluations)
+
+    example_accuracies = {scored: 80.0 / (1 + k) for k, scored in enumerate(scored_sets)}
+    _finite_score(objective, name, example_accuracies)
+
     for set_name, items in {"training": split.train, **split.evaluations}.items():
         labels = labels_of(items)
+        is_numbered_from_0 = labels == tuple(range(len(labels)))
         # Only the set "new" may have classes that the training images lack.
-        expected = labels_of(items if set_name == "new" else split.train)
-        if labels != expected or labels != tuple(range(len(labels))):
+        has_all_classes = set_name == "new" or labels == labels_of(split.train)
+        if not is_numbered_from_0 or not has_all_classes:
             raise UserError(f"{name}: {set_name} images must include every class, with labels 0, 1, 2, ...")

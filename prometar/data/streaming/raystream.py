@@ -66,8 +66,8 @@ def stream(
     if start_step == order.num_steps:
         return
     with _data_context(memory_bytes):
-        dataset = _build_dataset(order, source, start_step, cpus, block_rows)
-    blocks = _iter_blocks(dataset)
+        # Only the iterator may refer to the dataset, so that closing the iterator frees finished blocks.
+        blocks = _iter_blocks(_build_dataset(order, source, start_step, cpus, block_rows))
     images = np.empty(0, np.uint8)  # images of the current block that are not in a batch yet
     try:
         for step, _, _, labels in iter_steps(order, start_step):
