@@ -10,13 +10,17 @@ from collections.abc import Sequence
 from prometar.errors import FIX_AND_RESUME, WorkError
 from tune.config import StudyConfig
 from tune.execution.flows import Stages
+from tune.execution.job import Job
 from tune.records.folder import StudyFolder
-from tune.records.schema import Candidate, Confirmation, RunScores, TrialRecord, rank_completed
+from tune.records.schema import Candidate, Confirmation, RunScore, TrialRecord, rank_completed
 from tune.stages.study_jobs import confirmation_job, read_scores, run_unfinished, trial_epochs
 
 
 def choose_trials(trials: Sequence[TrialRecord], top: int) -> list[TrialRecord]:
-    """Return the completed baseline and the `top` best other trials, or only the best trial if `top` is 0."""
+    """Return the completed baseline and the `top` best other trials, or only the best trial if `top` is 0.
+
+    The baseline comes first. If it was not completed, it is left out.
+    """
     ranked = rank_completed(trials)
     if top == 0:
         return ranked[:1]
@@ -26,53 +30,64 @@ def choose_trials(trials: Sequence[TrialRecord], top: int) -> list[TrialRecord]:
 
 
 def confirm(config: StudyConfig, folder: StudyFolder, trials: Sequence[TrialRecord]) -> Stages[Confirmation]:
-    """If there are several trials, rerun them with fresh seeds. Select the best mean. The baseline wins ties.
+    """Rerun trials with fresh seeds, and select the one with the best mean. The baseline wins ties.
 
     The mean is over the fresh seeds and, if reruns have as many epochs as trials, the seeds of the search.
+    A single trial is selected without reruns.
 
     Raises:
         WorkError: a rerun of the baseline failed, or every trial has a failed rerun.
     """
     seeds = config.confirmation_seeds if len(trials) > 1 else ()
-    jobs_by_trial = {
-        trial.number: [confirmation_job(config, folder, trial.number, trial.settings, seed) for seed in seeds]
-        for trial in trials
-    }
-    all_jobs = [job for jobs in jobs_by_trial.values() for job in jobs]
+    all_jobs: list[Job] = []
+    jobs_by_trial: dict[int, list[Job]] = {}
+    same_epochs = True  # of trials and their reruns
+    for trial in trials:
+        jobs = [confirmation_job(config, folder, trial.number, trial.settings, seed) for seed in seeds]
+        jobs_by_trial[trial.number] = jobs
+        all_jobs += jobs
+        num_epochs = trial_epochs(config, trial.settings)
+        if any(job.epochs != num_epochs for job in jobs):
+            same_epochs = False
     failures = yield from run_unfinished("Confirmation", all_jobs)
-    same_epochs = all(
-        job.epochs == trial_epochs(config, trial.settings)
-        for trial in trials
-        for job in jobs_by_trial[trial.number]
-    )
 
-    def runs_of(trial: TrialRecord) -> RunScores:
-        fresh = [run for job in jobs_by_trial[trial.number] for run in read_scores(job, failures)]
-        return (*trial.runs, *fresh) if same_epochs else tuple(fresh)
-
-    candidates = tuple(
-        Candidate(
+    candidates: list[Candidate] = []
+    for trial in trials:
+        runs: list[RunScore] = []
+        if same_epochs:
+            runs += trial.runs
+        for job in jobs_by_trial[trial.number]:
+            runs += read_scores(job, failures)
+        candidate = Candidate(
             number=trial.number,
             is_baseline=trial.is_baseline,
             settings=trial.settings,
-            runs=runs_of(trial),
+            runs=tuple(runs),
         )
-        for trial in trials
-    )
+        candidates.append(candidate)
     complete = [each for each in candidates if each.mean is not None]
     _require_baseline(candidates, complete)
     best = max(complete, key=lambda each: (each.mean, each.is_baseline))
-    return Confirmation(seeds=seeds, candidates=candidates, selected_number=best.number)
+    return Confirmation(seeds=seeds, candidates=tuple(candidates), selected_number=best.number)
 
 
 def _require_baseline(candidates: Sequence[Candidate], complete: Sequence[Candidate]) -> None:
-    """Check that reruns of the baseline succeeded, or those of another trial if there is no baseline.
+    """Check that no rerun of the baseline failed, and that some candidate has no failed rerun.
+
+    Args:
+        candidates: All candidates.
+        complete: Candidates without a failed rerun.
 
     Raises:
-        WorkError: they failed.
+        WorkError: a rerun of the baseline failed, or every candidate has a failed rerun.
     """
-    needed = [each for each in candidates if each.is_baseline] if complete else candidates
-    errors = [run.error for each in needed for run in each.runs if run.error]
-    if errors:
-        failed = "the default settings" if complete else "all candidates"
-        raise WorkError(f"The confirmation of {failed} failed: {errors[0]}. {FIX_AND_RESUME}")
+    if complete:
+        failed = "the default settings"
+        needed = [each for each in candidates if each.is_baseline]
+    else:
+        failed = "all candidates"
+        needed = list(candidates)
+    for candidate in needed:
+        for run in candidate.runs:
+            if run.error:
+                raise WorkError(f"The confirmation of {failed} failed: {run.error}. {FIX_AND_RESUME}")

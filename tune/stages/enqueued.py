@@ -1,5 +1,6 @@
 """Settings of other studies that a study tries first (`--enqueue OUT/STUDY`)."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from itertools import zip_longest
@@ -20,7 +21,7 @@ def add_settings_of_studies(config: StudyConfig, folder: StudyFolder) -> tuple[S
     """Return the configuration with the enqueued settings of other studies, and notes for the user.
 
     The studies are read once. A resumed study keeps the settings that it has recorded in study.yaml, even if
-    the other studies have changed or are gone. Studies take turns: the selected settings of each study come
+    the other studies have changed or are gone. Studies take turns. The selected settings of each study come
     first, then the second best of each, and so on. Equal settings are enqueued once.
 
     Args:
@@ -30,8 +31,11 @@ def add_settings_of_studies(config: StudyConfig, folder: StudyFolder) -> tuple[S
     Raises:
         UserError: a folder does not exist, contains no study with completed trials, or is that of this study.
     """
+    recorded: list[Enqueued] = []
     previous = folder.read(StudyRecord)
-    recorded = [each for each in previous.config.search.enqueue if each.trial is not None] if previous else []
+    if previous is not None:
+        # Settings from files have no trial. They are part of `config`.
+        recorded = [each for each in previous.config.search.enqueue if each.trial is not None]
     known = {each.source for each in recorded}
     notes: list[str] = []
     by_study: list[list[Enqueued]] = []
@@ -45,10 +49,12 @@ def add_settings_of_studies(config: StudyConfig, folder: StudyFolder) -> tuple[S
         found, its_notes = _settings_of(path, config)
         by_study.append(found)
         notes += its_notes
-    in_turn = [each for turn in zip_longest(*by_study) for each in turn if each is not None]
-    given = (*config.search.enqueue, *recorded, *in_turn)
+    given = [*config.search.enqueue, *recorded]
+    for turn in zip_longest(*by_study):  # None where a study has no more settings
+        given += [each for each in turn if each is not None]
     if not given:
         return config, notes
+
     enqueued: list[Enqueued] = []
     tried: list[Settings] = [config.baseline_settings]
     for each in given:
@@ -60,7 +66,7 @@ def add_settings_of_studies(config: StudyConfig, folder: StudyFolder) -> tuple[S
 
 
 def describe_enqueued(config: StudyConfig) -> list[str]:
-    """Return a line on the number of enqueued settings by source, or no line if there are none."""
+    """Return a list with a line on the number of enqueued settings by source, or [] if there are none."""
     enqueued = config.search.enqueue
     trials = config.search.trials
     if not enqueued:
@@ -90,23 +96,31 @@ def count_enqueued(sources: Sequence[str]) -> str:
 
 
 def _settings_of(path: Path, config: StudyConfig) -> tuple[list[Enqueued], list[str]]:
-    """Return the candidates of a study as settings of this study's space, best first, and notes."""
+    """Return the candidates of a study as settings of this study's space, best first, and notes.
+
+    Args:
+        path: Folder of the study.
+        config: Configuration of this study, which tries the settings.
+    """
     records = read_records(path)
     other = records.config
     space = config.search.space
-    ours = config.baseline.flat()
+    baseline = config.baseline.flat()
     found: list[Enqueued] = []
     notes: list[str] = []
-    left_out: dict[str, None] = {}  # a dictionary keeps the order
+    left_out: list[str] = []  # settings whose values are lost, because this study does not search them
     if other.baseline.method != config.baseline.method:
         notes.append(f"{path} tuned another method, {other.baseline.method}.")
     for number, settings in _candidates(records):
-        run = other.run_config(settings, dataset=other.search.datasets[0], seed=other.search.seed).flat()
+        run_config = other.run_config(settings, dataset=other.search.datasets[0], seed=other.search.seed)
+        run_settings = run_config.flat()
         for key in settings:
-            if key not in space.ranges and run.get(key) != ours.get(key):
-                left_out[key] = None
+            is_lost = key not in space.ranges and run_settings.get(key) != baseline.get(key)
+            if is_lost and key not in left_out:
+                left_out.append(key)
+
         try:
-            fitted, changes = space.fit(run)
+            fitted, changes = space.fit(run_settings)
         except UserError as error:
             notes.append(f"{path}: trial {number} is not tried, because {error}.")
             continue
@@ -115,8 +129,9 @@ def _settings_of(path: Path, config: StudyConfig) -> tuple[list[Enqueued], list[
             continue
         if changes:
             notes.append(f"{path}: trial {number} is tried at the bound of the range: {', '.join(changes)}.")
-        if fitted != config.baseline_settings:  # which are trial 0
+        if fitted != config.baseline_settings:  # the baseline settings are tried anyway, by trial 0
             found.append(Enqueued(settings=fitted, source=str(path), trial=number))
+
     if left_out:
         keys = ", ".join(left_out)
         notes.append(f"{path}: values of {keys} are left out, because this study does not search them.")
@@ -124,10 +139,10 @@ def _settings_of(path: Path, config: StudyConfig) -> tuple[list[Enqueued], list[
 
 
 def _candidates(records: Records) -> list[tuple[int, Settings]]:
-    """Return trial number and settings: the selected ones, then other confirmed ones, best first.
+    """Return the number and the settings of trials: the selected one, then other confirmed ones, best first.
 
-    Without a confirmation, return the best completed trials. The default settings are a candidate only if
-    they were selected.
+    Without a confirmation, return the best completed trials. The baseline is included only if the
+    confirmation selected it.
 
     Raises:
         UserError: the study has no completed trial.
@@ -138,10 +153,7 @@ def _candidates(records: Records) -> list[tuple[int, Settings]]:
     if confirmation is None or not confirmation.seeds:
         best = [trial for trial in records.completed if not trial.is_baseline][:_TOP]
         return [(trial.number, trial.settings) for trial in best]
-    selected = confirmation.selected_number
-    ranked = sorted(
-        confirmation.candidates,
-        key=lambda each: (each.number != selected, each.mean is None, -(each.mean or 0.0)),
-    )
-    chosen = [each for each in ranked if each.number == selected or not each.is_baseline]
-    return [(each.number, each.settings) for each in chosen]
+    selected = confirmation.selected_candidate
+    others = [each for each in confirmation.candidates if each is not selected and not each.is_baseline]
+    others.sort(key=lambda each: -math.inf if each.mean is None else each.mean, reverse=True)
+    return [(each.number, each.settings) for each in (selected, *others)]

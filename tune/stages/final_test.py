@@ -7,6 +7,7 @@ same interval, that of the mean difference over the pairs.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from prometar.metrics import Interval, t_interval
 from tune.config import StudyConfig
@@ -17,13 +18,22 @@ from tune.records.schema import (
     Candidate,
     DatasetTest,
     FinalTest,
+    RunScore,
     RunScores,
     Verdict,
     mean_differences,
     paired_differences,
 )
+from tune.space.ranges import Settings
 from tune.stages.statistics import ALPHA_BY_PAIRS, BASELINE_RUNS, is_decided, min_detectable
 from tune.stages.study_jobs import final_job, read_scores, run_unfinished
+
+
+class _PairedJobs(NamedTuple):
+    """Jobs of both sides of the comparison on a dataset, one per seed."""
+
+    baseline: list[Job]
+    selected: list[Job]
 
 
 def run_final_test(
@@ -40,6 +50,9 @@ def run_final_test(
     seeds are left.
 
     Args:
+        config: Configuration of the study.
+        folder: Folder of the study.
+        selected: Candidate that the confirmation selected.
         published: Published H (harmonic mean of base and new accuracy) by dataset, or None if unknown.
         previous: The study's previous final test, or None if there is none.
     """
@@ -50,12 +63,12 @@ def run_final_test(
         failures |= yield from run_unfinished("Final test", _without_failed(jobs, failures))
         datasets = {
             dataset: _compare(
-                baseline=_scores(baseline_jobs, failures),
-                selected=_scores(selected_jobs, failures),
+                baseline=_scores(pair.baseline, failures),
+                selected=_scores(pair.selected, failures),
                 published=published.get(dataset),
                 alpha=None if selected.is_baseline else alpha,
             )
-            for dataset, (baseline_jobs, selected_jobs) in jobs.items()
+            for dataset, pair in jobs.items()
         }
         test = _final_test(config, selected, seeds, datasets, alpha=alpha)
         if _is_conclusive(test, config.test.min_relevant):
@@ -74,18 +87,22 @@ def _alpha_by_pairs(config: StudyConfig, selected: Candidate) -> Mapping[int, fl
     return ALPHA_BY_PAIRS
 
 
-def _without_failed(
-    jobs: Mapping[str, tuple[list[Job], list[Job]]], failures: Mapping[str, str]
-) -> list[Job]:
+def _without_failed(jobs: Mapping[str, _PairedJobs], failures: Mapping[str, str]) -> list[Job]:
     """Return the jobs of all datasets, without those that have failed in this final test."""
-    # If the baseline is selected, both sides have the same jobs. Each of them runs once.
-    by_name = {job.name: job for sides in jobs.values() for side in sides for job in side}
+    # If the baseline is selected, both sides have the same jobs. By name, each of them is listed once.
+    by_name: dict[str, Job] = {}
+    for pair in jobs.values():
+        by_name |= {job.name: job for job in pair.baseline}
+        by_name |= {job.name: job for job in pair.selected}
     return [job for name, job in by_name.items() if name not in failures]
 
 
 def _scores(jobs: Sequence[Job], failures: Mapping[str, str]) -> RunScores:
-    """Return the scores of the runs of all jobs."""
-    return tuple(score for job in jobs for score in read_scores(job, failures))
+    """Return the scores of the runs of all jobs, in order."""
+    scores: list[RunScore] = []
+    for job in jobs:
+        scores += read_scores(job, failures)
+    return tuple(scores)
 
 
 def _final_test(
@@ -97,7 +114,7 @@ def _final_test(
     alpha: float,
 ) -> FinalTest:
     """Return the result of an analysis: intervals and verdict, given the comparison on each dataset."""
-    differences = list(mean_differences(datasets.values()).values())
+    differences = _differences(datasets)
     difference: Interval | None = None
     detectable: float | None = None
     if not selected.is_baseline:
@@ -118,11 +135,22 @@ def _final_test(
     )
 
 
+def _differences(datasets: Mapping[str, DatasetTest]) -> list[float]:
+    """Return the difference in H of each seed pair, in points: the mean over the datasets."""
+    difference_by_seed = mean_differences(datasets.values())
+    return list(difference_by_seed.values())
+
+
 def _is_conclusive(test: FinalTest, min_relevant: float) -> bool:
-    """Return True if no further seed pairs are needed."""
+    """Return True if no further seed pairs are needed.
+
+    Args:
+        test: Result of the latest analysis.
+        min_relevant: Smallest relevant difference in H, in points.
+    """
     if test.selected_failures:
         return True
-    differences = list(mean_differences(test.datasets.values()).values())
+    differences = _differences(test.datasets)
     if not differences:  # every pair has failed
         return True
     return is_decided(differences, test.alpha, min_relevant=min_relevant)
@@ -130,14 +158,18 @@ def _is_conclusive(test: FinalTest, min_relevant: float) -> bool:
 
 def _jobs(
     config: StudyConfig, folder: StudyFolder, selected: Candidate, seeds: tuple[int, ...]
-) -> dict[str, tuple[list[Job], list[Job]]]:
+) -> dict[str, _PairedJobs]:
     """Return the jobs of the baseline and those of the selected settings, by dataset."""
     # A selected baseline may be a later trial that reran trial 0. With number 0, both sides have equal jobs.
     selected_number = 0 if selected.is_baseline else selected.number
+
+    def jobs_of(number: int, settings: Settings, dataset: str) -> list[Job]:
+        return [final_job(config, folder, number, settings, dataset, seed) for seed in seeds]
+
     return {
-        dataset: (
-            [final_job(config, folder, 0, config.baseline_settings, dataset, seed) for seed in seeds],
-            [final_job(config, folder, selected_number, selected.settings, dataset, seed) for seed in seeds],
+        dataset: _PairedJobs(
+            baseline=jobs_of(0, config.baseline_settings, dataset),
+            selected=jobs_of(selected_number, selected.settings, dataset),
         )
         for dataset in config.search.datasets
     }
@@ -146,9 +178,15 @@ def _jobs(
 def _compare(
     baseline: RunScores, selected: RunScores, *, published: float | None, alpha: float | None
 ) -> DatasetTest:
-    """Compare both sides on a dataset. If the baseline is selected, `alpha` and the intervals are None."""
+    """Compare the runs of both sides on a dataset.
+
+    Args:
+        published: Published H, or None if it is unknown.
+        alpha: Error probability of the intervals, or None for no intervals, if the baseline is selected.
+    """
 
     def interval(metric: str) -> Interval | None:
+        """Return the interval of the mean difference in a metric, over the seed pairs."""
         if alpha is None:
             return None
         differences = paired_differences(selected, baseline, metric)
@@ -167,12 +205,16 @@ def _compare(
 def choose_verdict(selected: Candidate, difference: Interval | None, *, selected_failed: bool) -> Verdict:
     """Return the verdict of a final test.
 
-    A failed run counts against the selected settings: their other runs would otherwise be compared without
-    the seeds on which they fail.
+    A failed run counts against the selected settings. Otherwise, they would be compared only on the seeds on
+    which they succeed.
 
     Args:
+        selected: Candidate that the confirmation selected.
         difference: Interval of the mean difference in H over the seed pairs, None if it cannot be computed.
         selected_failed: True if a run failed with the selected but not with the default settings.
+
+    Returns:
+        "selected" or "baseline" if one of them is better, "either" if no difference was shown.
     """
     if selected.is_baseline or selected_failed:
         return "baseline"
@@ -194,7 +236,8 @@ def _with_history(test: FinalTest, previous: FinalTest) -> FinalTest:
     has_compared = bool(previous.seeds) and not previous.baseline_selected
     if has_compared and not is_same_comparison:
         # The user may have chosen the settings of this test after the previous test of other settings.
-        earlier_tests = tuple(dict.fromkeys((*earlier_tests, previous.selected.number)))
+        if previous.selected.number not in earlier_tests:
+            earlier_tests = (*earlier_tests, previous.selected.number)
     elif has_compared and previous.seeds != test.seeds:
         # The user may have changed the seeds after the result. A sequential test adds seeds by a fixed rule.
         is_by_rule = previous.is_sequential and test.is_sequential

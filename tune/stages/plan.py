@@ -49,8 +49,10 @@ from tune.stages.statistics import ALPHA_BY_PAIRS, BASELINE_RUNS
 from tune.store.pruners import make_pruner
 from tune.store.samplers import make_sampler
 
-TOTAL = "Maximum total"  # key of the sums in `StudyPlan.stages`
-TIMED_STEPS = 3  # number of steps that an estimate times, after one untimed step
+TOTAL = "Maximum total"
+"""Key of the sums over all stages in `StudyPlan.stages`."""
+TIMED_STEPS = 3
+"""Number of steps that an estimate times, after one untimed step."""
 
 
 class Amounts(NamedTuple):
@@ -59,6 +61,12 @@ class Amounts(NamedTuple):
     runs: int
     epochs: int
     steps: int
+
+    def __str__(self) -> str:
+        runs = format_count(self.runs, "run")
+        epochs = format_count(self.epochs, "epoch")
+        steps = format_count(self.steps, "step")
+        return f"{runs}, {epochs}, {steps}"
 
 
 class StudySplits(NamedTuple):
@@ -76,6 +84,7 @@ class StudyPlan:
         stages: Amounts by stage. Their sums are under the key `TOTAL`.
         remarks: Conditions under which a stage needs fewer runs or epochs, by stage.
         splits: Splits by dataset.
+        datasets: Datasets in the order of `search.datasets`.
     """
 
     stages: Mapping[str, Amounts]
@@ -86,10 +95,11 @@ class StudyPlan:
     @property
     def classes(self) -> dict[str, ClassSplit]:
         """Base classes, on which runs train, and new classes, by dataset."""
-        return {
-            name: ClassSplit(base=splits.final.classnames, new=classnames(splits.final.evaluations["new"]))
-            for name, splits in self.splits.items()
-        }
+        classes: dict[str, ClassSplit] = {}
+        for name, splits in self.splits.items():
+            new_classes = classnames(splits.final.evaluations["new"])
+            classes[name] = ClassSplit(base=splits.final.classnames, new=new_classes)
+        return classes
 
     @property
     def num_jobs(self) -> int:
@@ -101,22 +111,23 @@ class StudyPlan:
         """Notes for the user about the datasets and the splits of the search."""
         notes = [f"{dataset.name}: {dataset.note}" for dataset in self.datasets if dataset.note]
         notes += [splits.search.note for splits in self.splits.values() if splits.search.note]
-        return list(dict.fromkeys(notes))
+        return list(dict.fromkeys(notes))  # datasets may have equal notes
 
     def __str__(self) -> str:
-        lines = [
-            f"{name}: {_describe_classes('base', classes.base)}, {_describe_classes('new', classes.new)}"
-            for name, classes in self.classes.items()
-        ]
+        lines: list[str] = []
+        for name, classes in self.classes.items():
+            base = _describe_classes("base", classes.base)
+            new = _describe_classes("new", classes.new)
+            lines.append(f"{name}: {base}, {new}")
         for name, amounts in self.stages.items():
-            if any(amounts):
-                counts = ", ".join(map(format_count, amounts, ("run", "epoch", "step")))
+            if amounts.runs:
                 remark = f" ({self.remarks[name]})" if name in self.remarks else ""
-                lines.append(f"{name}: {counts}{remark}")
+                lines.append(f"{name}: {amounts}{remark}")
         return "\n".join(lines)
 
 
 def _describe_classes(kind: str, names: Sequence[str]) -> str:
+    """Return the number of classes and some of their names. `kind` is "base" or "new"."""
     return f"{len(names)} {kind} classes ({abbreviated(names)})"
 
 
@@ -127,45 +138,19 @@ def plan_study(config: StudyConfig) -> StudyPlan:
         UserError: a dataset is missing or too small, or an option is invalid (e.g. the sampler is unknown, or
             the space is empty).
     """
-    if any(build(each).is_untrained for each in config.baselines):
-        raise UserError(f"--method {config.baseline.method} does not train. Choose a method with prompts.")
+    _check_search(config)
+    baseline = config.baseline
     search = config.search
-    objective = objective_of(config.search.objective, SEARCH_OBJECTIVES)
-    if not objective.for_search:
-        raise UserError(f"--objective must be one of {', '.join(SEARCH_OBJECTIVES)}, got {search.objective}.")
-    if "new" in search.goals and not objective.has_new_accuracy:
-        raise UserError(f"--goals new requires an objective that scores new classes, got {search.objective}.")
-    if not search.space.ranges:
-        raise UserError(
-            f"--space {search.space.name} contains no setting of {config.baseline.method}. "
-            "Choose another space."
-        )
-    if fixed := {"method", "train.seed", "data.name", "data.root"} & search.space.ranges.keys():
-        raise UserError(f"--space {search.space.name} must not contain {min(fixed)}, which the study sets.")
-    defaults = config.baseline_settings
-    for key, entry in search.space.ranges.items():
-        required = required_values(entry, search.space.ranges)  # without them, `key` has no effect
-        for value in entry.probe_values:
-            # Raises a UserError if the value is invalid.
-            build(config.baseline.override({**defaults, **required, key: value}))
-    with convert_errors(search.sampler):
-        make_sampler(search.sampler, search.space, 1, 1)
-    with convert_errors(search.pruner):
-        make_pruner(search, config.max_epochs, 1)
-    weights = config.baseline.backbone.pretrained
-    require_backbone(config.baseline.backbone.name, weights)
+    weights = baseline.backbone.pretrained
+    require_backbone(baseline.backbone.name, weights)
     if weights and weights.endswith(".safetensors") and file_size(Path(weights)) is None:
         raise UserError(f"--pretrained {weights} does not exist.")
-    data = config.baseline.data
-    datasets: list[Dataset] = []
-    for name in search.datasets:  # `data.args` applies only to `data.name`, the first dataset
-        reject_output_in_dataset(config.location.out / config.name, name, data.root)
-        datasets.append(open_dataset(name, data.root, data.args if name == data.name else {}))
-    options = {"shots": data.shots, "seed": config.baseline.train.seed, "val_per_class": search.val_per_class}
+
+    datasets = [_open_dataset(config, name) for name in search.datasets]
     splits = {
         name: StudySplits(
-            search=split_dataset(search.objective, dataset, **options),
-            final=split_dataset(FINAL, dataset, **options),
+            search=_split(config, search.objective, dataset, seed=baseline.train.seed),
+            final=_split(config, FINAL, dataset, seed=baseline.train.seed),
         )
         for name, dataset in zip(search.datasets, datasets, strict=True)
     }
@@ -177,13 +162,80 @@ def plan_study(config: StudyConfig) -> StudyPlan:
     )
 
 
+def _check_search(config: StudyConfig) -> None:
+    """Check method, objective, space, sampler and pruner of a study.
+
+    Raises:
+        UserError: one of them is invalid, or they cannot be used together.
+    """
+    search = config.search
+    if any(build(each).is_untrained for each in config.baselines):
+        raise UserError(f"--method {config.baseline.method} does not train. Choose a method with prompts.")
+    objective = objective_of(search.objective, SEARCH_OBJECTIVES)
+    if not objective.for_search:
+        raise UserError(f"--objective must be one of {', '.join(SEARCH_OBJECTIVES)}, got {search.objective}.")
+    if "new" in search.goals and not objective.has_new_accuracy:
+        raise UserError(f"--goals new requires an objective that scores new classes, got {search.objective}.")
+    if not search.space.ranges:
+        raise UserError(
+            f"--space {search.space.name} contains no setting of {config.baseline.method}. "
+            "Choose another space."
+        )
+    fixed = {"method", "train.seed", "data.name", "data.root"} & search.space.ranges.keys()
+    if fixed:
+        raise UserError(f"--space {search.space.name} must not contain {min(fixed)}, which the study sets.")
+
+    # `override` and `build` raise a UserError if a value is invalid.
+    for key, entry in search.space.ranges.items():
+        required = required_values(entry, search.space.ranges)  # without them, `key` has no effect
+        for value in entry.probe_values:
+            settings = {**config.baseline_settings, **required, key: value}
+            build(config.baseline.override(settings))
+
+    with convert_errors(search.sampler):
+        make_sampler(search.sampler, search.space, 1, 1)
+    with convert_errors(search.pruner):
+        make_pruner(search, config.max_epochs, 1)
+
+
+def _open_dataset(config: StudyConfig, name: str) -> Dataset:
+    """Open a dataset of a study.
+
+    Raises:
+        UserError: the dataset is missing or invalid, or the study's folder is inside the dataset's folder.
+    """
+    data = config.baseline.data
+    reject_output_in_dataset(config.location.out / config.name, name, data.root)
+    args = data.args if name == data.name else {}  # they apply only to `data.name`, the first dataset
+    return open_dataset(name, data.root, args)
+
+
+def _split(
+    config: StudyConfig, objective: str, dataset: Dataset, *, seed: int, shots: int | None = None
+) -> FewShotSplit:
+    """Return the split of a dataset for an objective and a seed.
+
+    Args:
+        shots: Training images per class. Default: those of the baseline.
+    """
+    return split_dataset(
+        objective,
+        dataset,
+        shots=config.baseline.data.shots if shots is None else shots,
+        seed=seed,
+        val_per_class=config.search.val_per_class,
+    )
+
+
 def require_readable_images(config: StudyConfig, plan: StudyPlan, notify: Callable[[str], None]) -> None:
     """Decode all images that a stage will read, unless this has been done before.
 
     A corrupt image would otherwise stop runs after hours. Pixels are not used, so test images stay unseen.
 
     Args:
-        notify: Called with a message if images must be decoded, which takes time.
+        config: Configuration of the study.
+        plan: Plan of the study.
+        notify: Function that is called with a message if images must be decoded, which takes time.
 
     Raises:
         WorkError: images cannot be decoded. The message lists them.
@@ -191,12 +243,14 @@ def require_readable_images(config: StudyConfig, plan: StudyPlan, notify: Callab
     for dataset in plan.datasets:
 
         def report_start(num_images: int, name: str = dataset.name) -> None:
-            notify(f"Decoding {format_count(num_images, 'image')} of {name} once, to find corrupt files")
+            images = format_count(num_images, "image")
+            notify(f"Decoding {images} of {name} once, to find corrupt files")
 
-        errors = unreadable_images(dataset, _images_of_all_stages(config, dataset), on_start=report_start)
+        images = _images_of_all_stages(config, dataset)
+        errors = unreadable_images(dataset, images, on_start=report_start)
         if errors:
-            paths = abbreviated(sorted(errors))
             count = format_count(len(errors), "image")
+            paths = abbreviated(sorted(errors))
             raise WorkError(
                 f"{count} of {dataset.name} cannot be decoded: {paths}. Replace them, or list them in "
                 f"{_exclusion_file(config, dataset)}, one path per line, then rerun this command. "
@@ -205,24 +259,22 @@ def require_readable_images(config: StudyConfig, plan: StudyPlan, notify: Callab
 
 
 def _exclusion_file(config: StudyConfig, dataset: Dataset) -> str:
+    """Return the path of the file in which users list the images to exclude."""
     return join(dataset_location(dataset.name, config.baseline.data.root or ""), EXCLUDED_FILE)
 
 
 def _images_of_all_stages(config: StudyConfig, dataset: Dataset) -> tuple[Item, ...]:
     """Return the images of a dataset that search, confirmation or final test may read."""
     search = config.search
-    data = config.baseline.data
     if "data.shots" in search.space.ranges:
-        return dataset.without_excluded(dataset.items)
-    images: dict[str, Item] = {}
+        return dataset.without_excluded(dataset.items)  # each trial has its own images
     search_seeds = (*search.seeds, *config.confirmation_seeds)
-    for objective, seeds in ((search.objective, search_seeds), (FINAL, config.final_seeds)):
-        for seed in seeds:
-            split = split_dataset(
-                objective, dataset, shots=data.shots, seed=seed, val_per_class=search.val_per_class
-            )
-            for items in (split.train, *split.evaluations.values()):
-                images |= {item.path: item for item in items}
+    splits = [_split(config, search.objective, dataset, seed=seed) for seed in search_seeds]
+    splits += [_split(config, FINAL, dataset, seed=seed) for seed in config.final_seeds]
+    images: dict[str, Item] = {}
+    for split in splits:
+        for items in (split.train, *split.evaluations.values()):
+            images |= {item.path: item for item in items}
     return tuple(images.values())
 
 
@@ -236,31 +288,57 @@ def inspect_inputs(config: StudyConfig, plan: StudyPlan) -> tuple[dict[str, str]
         UserError: the weights are missing, a component fails, a dataset has too few out-of-domain names, or
             the file `regularizer.texts` lacks a class, or a class text is too long.
     """
-    search = config.search
     backbone = load_backbone(config.baseline.backbone.name, config.baseline.backbone.pretrained)
     check_components(config.baseline, backbone.clip)
     digests = {f"split of {dataset.name}": dataset.digest[:12] for dataset in plan.datasets}
     digests["weights"] = backbone.digest[:12]
-    searched = [str(value) for key in search.space.ranges for value in search.space.probe_values(key)]
-    names = [search.objective, search.sampler, search.pruner, *search.datasets, *searched]
-    components = [*filter(is_custom, names), *config.baseline.custom_components.values()]
-    digests |= {f"code of {name}": source_digest(name)[:12] for name in components}
-    splits = [split for both in plan.splits.values() for split in both]
+    for name in _code_names(config):
+        digests[f"code of {name}"] = source_digest(name)[:12]
+
+    splits: list[FewShotSplit] = []
+    for both in plan.splits.values():
+        splits += [both.search, both.final]
+    digests |= _digests_of_texts(config, backbone, splits)
+    for dataset in plan.datasets:
+        _require_short_texts(config.baseline, backbone, dataset)
+
+    if objective_of(config.search.objective).predicts_new:
+        digests["drift"] = drift_version(backbone)  # new accuracy is predicted from drift
+        for dataset in plan.datasets:
+            out_of_domain_names(dataset, backbone.vocabulary)  # raises a UserError if there are too few
+    return digests, Footprint.of(backbone.clip, splits)
+
+
+def _code_names(config: StudyConfig) -> list[str]:
+    """Return the names (`module:Name`) of all code of the user that the study uses."""
+    search = config.search
+    names = [search.objective, search.sampler, search.pruner, *search.datasets]
+    for key in search.space.ranges:
+        names += [str(value) for value in search.space.probe_values(key)]
+    return [*filter(is_custom, names), *config.baseline.custom_components.values()]
+
+
+def _digests_of_texts(
+    config: StudyConfig, backbone: Backbone, splits: Sequence[FewShotSplit]
+) -> dict[str, str]:
+    """Return the digests of all files of `regularizer.texts`: that of the baseline and searched ones.
+
+    Raises:
+        UserError: a file cannot be read or lacks a class, or a text is too long for the backbone.
+    """
+    digests: dict[str, str] = {}
     regularizer = build(config.baseline).regularizer
-    paths = [regularizer.texts, *search.space.probe_values("regularizer.texts")]
+    paths = [regularizer.texts, *config.search.space.probe_values("regularizer.texts")]
     for path in dict.fromkeys(str(each) for each in paths if each is not None):
         texts, digest = read_texts(Path(path))
         digests[f"texts of {path}"] = digest[:12]
         for split in splits:
-            by_class = texts_of(texts, split.classnames, path=path, equal_numbers=regularizer.draw)
-            backbone.tokenize([text for each in by_class for text in each])  # refuses long texts
-    for dataset in plan.datasets:
-        _require_short_texts(config.baseline, backbone, dataset)
-    if objective_of(search.objective).predicts_new:
-        digests["drift"] = drift_version(backbone)  # new accuracy is predicted from drift
-        for dataset in plan.datasets:
-            out_of_domain_names(dataset, backbone.vocabulary)  # raises UserError if there are too few
-    return digests, Footprint.of(backbone.clip, splits)
+            texts_by_class = texts_of(texts, split.classnames, path=path, equal_numbers=regularizer.draw)
+            all_texts: list[str] = []
+            for class_texts in texts_by_class:
+                all_texts += class_texts
+            backbone.tokenize(all_texts)  # raises a UserError if a text is too long
+    return digests
 
 
 def _require_short_texts(baseline: Config, backbone: Backbone, dataset: Dataset) -> None:
@@ -275,8 +353,9 @@ def _require_short_texts(baseline: Config, backbone: Backbone, dataset: Dataset)
         templates=dataset.templates,
     )
     if regularizer.uses_text:
-        teachers = regularizer.templates or (dataset.template_named(regularizer.template_name),)
-        texts += [fill_template(teacher, name) for teacher in teachers for name in dataset.classnames]
+        templates = regularizer.templates or (dataset.template_named(regularizer.template_name),)
+        for template in templates:
+            texts += [fill_template(template, name) for name in dataset.classnames]
     backbone.tokenize(texts)
 
 
@@ -286,12 +365,12 @@ def _stages(config: StudyConfig, splits: Mapping[str, StudySplits]) -> dict[str,
     confirm = config.confirm
     batch_sizes = [each.train.batch_size for each in config.baselines]
     batch_sizes += map(int, search.space.probe_values("train.batch_size"))
-    smallest_batch = min(batch_sizes)  # gives the maximum number of steps
+    smallest_batch_size = min(batch_sizes)  # gives the maximum number of steps
     transform = TransformSpec(1, train=False)  # arbitrary, because no transform changes the number of steps
 
     def max_steps(split: FewShotSplit) -> int:
         """Return the maximum number of steps per epoch."""
-        return ImageOrder(split.train, transform, batch_size=smallest_batch).steps_per_epoch
+        return ImageOrder(split.train, transform, batch_size=smallest_batch_size).steps_per_epoch
 
     def amounts(*, runs_per_dataset: int, epochs_per_run: int, steps_per_epoch: int) -> Amounts:
         """Return the amounts of a stage. `steps_per_epoch` is the sum over the datasets."""
@@ -304,8 +383,10 @@ def _stages(config: StudyConfig, splits: Mapping[str, StudySplits]) -> dict[str,
 
     search_steps = sum(max_steps(each.search) for each in splits.values())
     final_steps = sum(max_steps(each.final) for each in splits.values())
-    num_candidates = min(confirm.top + 1, search.trials) if confirm.top else 1  # with the baseline
-    num_reruns = num_candidates * confirm.seeds if num_candidates > 1 else 0
+    num_reruns = 0  # a single candidate is not rerun
+    if confirm.top and search.trials > 1:
+        num_candidates = min(confirm.top + 1, search.trials)  # with the baseline
+        num_reruns = num_candidates * confirm.seeds
     final_epochs = max([config.max_test_epochs, *map(int, search.space.probe_values(EPOCHS_KEY))])
     stages = {
         "Search": amounts(
@@ -353,12 +434,12 @@ def count_steps_per_epoch(config: StudyConfig, plan: StudyPlan, settings: Settin
         split = splits.search
         run_config = config.run_config(settings, dataset=name, seed=config.search.seed)
         if run_config.data.shots != config.baseline.data.shots:
-            split = split_dataset(
+            split = _split(
+                config,
                 config.search.objective,
                 dataset,
-                shots=run_config.data.shots,
                 seed=config.search.seed,
-                val_per_class=config.search.val_per_class,
+                shots=run_config.data.shots,
             )
         order = ImageOrder(split.train, transform, batch_size=run_config.train.batch_size)
         steps += order.steps_per_epoch
@@ -382,14 +463,15 @@ def estimate(config: StudyConfig, plan: StudyPlan) -> str:
     resources, summary = plan_trials(nodes, config.resources, config.search.trials, memory)
     torch.set_num_threads(resources.threads)
     seconds = seconds_per_step(config)
-    max_duration = format_duration(plan.stages[TOTAL].steps / resources.num_concurrent * seconds)
+    steps_per_trainer = plan.stages[TOTAL].steps / resources.num_concurrent
+    max_duration = format_duration(steps_per_trainer * seconds)
     return f"{summary}\nTraining on this machine: {seconds:.2g} s per step, at most {max_duration} in total"
 
 
 def seconds_per_step(config: StudyConfig) -> float:
-    """Return the mean duration of a training step of the baseline, including data loading.
+    """Return the mean duration of a training step of the baseline in seconds, including data loading.
 
-    The first step, which is slower, counts only if the run has no other.
+    The first step, which is slower, counts only if it is the only step of the run.
     """
     run = build_run(config.baseline, config.search.objective, val_per_class=config.search.val_per_class)
     state = initial_state(run)
@@ -402,4 +484,6 @@ def seconds_per_step(config: StudyConfig) -> float:
         finished = time.perf_counter()
         durations.append(finished - started)
         started = finished
-    return mean(durations[1:] or durations)
+    if len(durations) > 1:
+        durations = durations[1:]
+    return mean(durations)

@@ -1,4 +1,4 @@
-"""Search stage: trials are sampled, trained and scored until --trials, --max-hours or a budget is reached."""
+"""Search: trials are sampled, trained and scored until --trials, --max-hours or a budget is reached."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -18,10 +18,14 @@ class SearchJobs(Iterator[Job | None]):
 
     The trial store is the source of truth. Each trial's record.json is written from it.
 
-    A running trial counts with all of its steps. If the running trials use up the budget, the iterator yields
-    None (ask again later), because one of them may be pruned and free some of it.
+    A budget limits the steps or the seconds of training. In steps, a running trial counts with all of its
+    epochs. If the running trials use up the budget, the iterator yields None, so that it is asked again after
+    the next result. One of these trials may be pruned, and free a part of the budget.
 
     Args:
+        config: Configuration of the study.
+        folder: Folder of the study.
+        store: Store of the trials.
         count_steps_per_epoch: Function that returns the training steps per epoch of a trial with some
             settings. Only called if there is a budget in steps.
     """
@@ -37,13 +41,18 @@ class SearchJobs(Iterator[Job | None]):
         self._folder = folder
         self._store = store
         self._count_steps_per_epoch = count_steps_per_epoch
+
+        # Times of `time.monotonic`, in seconds.
         now = time.monotonic()
         self._duration_stored_until = now
         self._deadline: float | None = None
         if config.resources.max_hours is not None:
             self._deadline = now + 3600 * config.resources.max_hours - store.seconds_searched
-        for trial in store.ended_trials:  # an earlier process may have been killed before it wrote a record
-            if not (folder.trial_folder(trial.number) / "record.json").exists():
+
+        for trial in store.ended_trials:
+            # An earlier process may have been killed before it wrote the record.
+            record_path = folder.trial_folder(trial.number) / "record.json"
+            if not record_path.exists():
                 self._write_record(trial)
 
     @property
@@ -53,7 +62,7 @@ class SearchJobs(Iterator[Job | None]):
 
     @property
     def out_of_budget(self) -> bool:
-        """True if the trials so far use up the budget. A running trial counts with all of its steps."""
+        """True if the trials so far use up the budget in steps or in seconds of training."""
         resources = self._config.resources
         if resources.budget_steps is not None and self._steps_used >= resources.budget_steps:
             return True
@@ -61,25 +70,33 @@ class SearchJobs(Iterator[Job | None]):
 
     @property
     def _steps_used(self) -> int:
-        ended = [(trial.settings, trial.epoch) for trial in self._store.ended_trials]
-        running = [
-            (settings, trial_epochs(self._config, settings)) for settings, _ in self._store.running_trials
-        ]
-        return sum(self._count_steps_per_epoch(settings) * epochs for settings, epochs in (*ended, *running))
+        """Training steps of all trials. A running trial counts with all of its epochs."""
+        steps = 0
+        for trial in self._store.ended_trials:
+            steps += trial.epoch * self._count_steps_per_epoch(trial.settings)
+        for settings, _ in self._store.running_trials:
+            steps += trial_epochs(self._config, settings) * self._count_steps_per_epoch(settings)
+        return steps
 
     @property
     def _seconds_used(self) -> float:
+        """Seconds of training of all trials. A running trial counts up to its latest report."""
         ended = sum(trial.seconds for trial in self._store.ended_trials)
-        return ended + sum(report.metrics.get("seconds", 0.0) for _, report in self._store.running_trials)
+        running = sum(report.metrics.get("seconds", 0.0) for _, report in self._store.running_trials)
+        return ended + running
 
     def __next__(self) -> Job | None:
         out_of_budget = self.out_of_budget
-        while trial := self._store.ask(allow_new=not (self.out_of_time or out_of_budget)):
+        while True:
+            trial = self._store.ask(allow_new=not (self.out_of_time or out_of_budget))
+            if trial is None:
+                break
             try:
                 return trial_job(self._config, self._folder, trial.number, trial.params)
             except PrometarError as error:  # incompatible settings
                 self._fail(trial.number, str(error))
-        if out_of_budget and not self.out_of_time and self._store.running_trials:
+        budget_may_grow = out_of_budget and self._store.running_trials
+        if budget_may_grow and not self.out_of_time:
             return None
         raise StopIteration
 
@@ -87,6 +104,7 @@ class SearchJobs(Iterator[Job | None]):
         """Do nothing. The trial store has already created the trial."""
 
     def reported(self, job: Job, report: EpochReport) -> bool:
+        """Store the report. Return False if the trial has ended or is pruned."""
         continues = self._store.report(job.trial_number, report)
         if not continues:
             self._write_ended_record(job.trial_number)
@@ -100,33 +118,36 @@ class SearchJobs(Iterator[Job | None]):
     def notices(self) -> Iterator[str]:
         """Yield messages that explain why the number of trials differs from --trials."""
         ended = self._store.ended_trials
-        num_others = sum(not trial.is_baseline for trial in ended)
-        has_baseline = any(trial.is_baseline for trial in ended)
-        done = num_others + int(has_baseline)  # a rerun baseline counts once
-        trials = self._config.search.trials
+        num_done = sum(not trial.is_baseline for trial in ended)
+        if any(trial.is_baseline for trial in ended):
+            num_done += 1  # a baseline that was rerun counts once
+        num_trials = self._config.search.trials
         if self._store.exhausted:
             yield "Search space exhausted: every combination has been tried."
-        elif self.out_of_time and done < trials:
+        elif self.out_of_time and num_done < num_trials:
             yield "Time limit reached (--max-hours): no more trials were started."
-        elif self.out_of_budget and done < trials:
+        elif self.out_of_budget and num_done < num_trials:
             yield "Budget used: no more trials were started."
-        if done > trials:
-            yield f"--trials is {trials}, but the study has {done} trials. All are used."
+        if num_done > num_trials:
+            yield f"--trials is {num_trials}, but the study has {num_done} trials. All are used."
 
     def close(self) -> None:
+        """Store the duration of the search."""
         self._add_duration()
 
     def _add_duration(self) -> None:
-        """Add the time since the last call to the stored duration of the search."""
+        """Add the seconds since the last call to the stored duration of the search."""
         now = time.monotonic()
         self._store.add_seconds(now - self._duration_stored_until)
         self._duration_stored_until = now
 
     def _fail(self, number: int, reason: str) -> None:
+        """Mark a trial as failed, and write its record."""
         self._store.fail(number, reason)
         self._write_ended_record(number)
 
     def _write_ended_record(self, number: int) -> None:
+        """Write the record of a trial that has just ended."""
         self._write_record(self._store.record(number))
         self._add_duration()  # so that the duration is stored even if the process is killed later
 

@@ -3,9 +3,10 @@
 A seed pair consists of a run with the selected settings and a baseline run, both with the same seed. The
 final test is analyzed up to four times, after 5, 8, 11 and 15 pairs, with a confidence interval each time.
 With error probabilities of 5% each, the analyses would too often detect a difference that does not exist.
-They therefore share the 5% (Bonferroni): all four intervals contain the true difference in >= 95% of studies.
-So the interval of the last analysis is a *sequential* 95% interval (Jennison and Turnbull, 1989, "Interim
-analyses: the repeated confidence interval approach"): it holds whenever the test stops, and for any reason.
+They therefore share the 5% (Bonferroni). In at least 95% of studies, all four intervals contain the true
+difference. So the interval of the last analysis is a *sequential* 95% interval: it holds whenever the test
+stops, and for any reason (Jennison and Turnbull, 1989, "Interim analyses: the repeated confidence interval
+approach").
 
 With several datasets, each seed pair has one difference, the mean over the datasets. The hypothesis is always
 about this mean over the user's datasets. Other datasets may differ from them (`interval_over_datasets`).

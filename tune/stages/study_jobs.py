@@ -1,7 +1,7 @@
 """Jobs of search, confirmation and final test, and the results of these jobs."""
 
 from collections.abc import Mapping, Sequence
-from itertools import count
+from itertools import count, product
 from pathlib import Path
 
 from prometar.analysis.alignment import mean_cosine
@@ -23,8 +23,8 @@ from tune.space.ranges import Settings
 def trial_job(config: StudyConfig, folder: StudyFolder, number: int, settings: Settings) -> Job:
     """Return the job of a trial. It has one run per dataset and seed.
 
-    Unlike for other jobs, the folder is not checked for other runs. The settings of a trial never change, and
-    its scores are kept if images are excluded later, because samplers compare all trials.
+    Unlike for other jobs, the folder is not checked for other runs. The settings of a trial never change. Its
+    scores are kept even if images are excluded later, because samplers compare all trials.
     """
     configs = _run_configs(config, settings, config.search.seeds, final_epochs=False)
     return Job(
@@ -87,8 +87,7 @@ def _run_configs(
     """Return the configurations of the runs of a job, one per dataset and seed."""
     return [
         config.run_config(settings, dataset=dataset, seed=seed, final_epochs=final_epochs)
-        for dataset in config.search.datasets
-        for seed in seeds
+        for dataset, seed in product(config.search.datasets, seeds)
     ]
 
 
@@ -96,9 +95,11 @@ def _in_folders(job_folder: Path, configs: Sequence[Config]) -> dict[Path, Confi
     """Return the configurations by folder. If there are several runs, each has a subfolder."""
     if len(configs) == 1:
         return {job_folder: configs[0]}
-    return {
-        job_folder / f"{file_name(config.data.name)}-seed{config.train.seed}": config for config in configs
-    }
+    by_folder: dict[Path, Config] = {}
+    for config in configs:
+        subfolder = f"{file_name(config.data.name)}-seed{config.train.seed}"
+        by_folder[job_folder / subfolder] = config
+    return by_folder
 
 
 def _in_matching_folders(job_folder: Path, configs: Sequence[Config]) -> dict[Path, Config]:
@@ -108,15 +109,18 @@ def _in_matching_folders(job_folder: Path, configs: Sequence[Config]) -> dict[Pa
     such as another `--final-epochs`, and no result with images that are excluded now. So finished runs are
     kept, and reused if settings or images are restored.
     """
-    for number in count(1):
-        numbered = job_folder if number == 1 else job_folder.with_name(f"{job_folder.name}-{number}")
-        by_folder = _in_folders(numbered, configs)
-        if not any(
-            _has_other_run(folder, config) or has_other_images(folder, config)
-            for folder, config in by_folder.items()
-        ):
+    numbered_folder = job_folder
+    for number in count(2):
+        by_folder = _in_folders(numbered_folder, configs)
+        if not any(_is_occupied(folder, config) for folder, config in by_folder.items()):
             break
+        numbered_folder = job_folder.with_name(f"{job_folder.name}-{number}")
     return by_folder
+
+
+def _is_occupied(folder: Path, config: Config) -> bool:
+    """Return True if a folder contains a run with other settings, or a result with other images."""
+    return _has_other_run(folder, config) or has_other_images(folder, config)
 
 
 def _has_other_run(folder: Path, config: Config) -> bool:
@@ -131,15 +135,15 @@ def _has_other_run(folder: Path, config: Config) -> bool:
 
 def jobs_to_run(jobs: Sequence[Job]) -> list[Job]:
     """Return the jobs that still have to run."""
-    return [job for job in jobs if not all(_is_complete(job, folder) for folder in job.configs)]
+    return [job for job in jobs if any(_must_run(job, folder) for folder in job.configs)]
 
 
-def _is_complete(job: Job, folder: Path) -> bool:
-    """Return True if a run of the job has a result and, if requested, predictions."""
+def _must_run(job: Job, folder: Path) -> bool:
+    """Return True if a run of the job lacks its result or, if they are requested, its predictions."""
     result = _result(job, folder)
     if result is None:
-        return False
-    return not job.predictions or has_all_predictions(folder, result.run_digest)
+        return True
+    return job.predictions and not has_all_predictions(folder, result.run_digest)
 
 
 def run_unfinished(stage: str, jobs: Sequence[Job]) -> Stages[Mapping[str, str]]:
@@ -176,6 +180,7 @@ def _result(job: Job, folder: Path) -> RunResult | None:
 
 
 def _read_score(job: Job, folder: Path, config: Config, failure: str) -> RunScore:
+    """Return the score of a run of the job. Its error is `failure` if the run has no result."""
     result = _result(job, folder)
     if result is None:
         return RunScore(config.data.name, config.train.seed, error=failure)

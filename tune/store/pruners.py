@@ -23,10 +23,11 @@ MIN_EPOCHS = 2
 def make_pruner(search: SearchConfig, max_epochs: int, concurrency: int) -> BasePruner:
     """Return the pruner of a search.
 
-    Pruners compare trials at the same epoch, so they require lr schedules of equal length. With different
-    numbers of epochs, a long trial may be worse than a short one at epoch 5, but better in the end.
+    Pruners compare trials at the same epoch, so they require learning rate schedules of equal length. With
+    different numbers of epochs, a long trial may be worse than a short one at epoch 5, but better in the end.
 
     Args:
+        search: Configuration of the search, with the name of the pruner.
         max_epochs: Maximum number of epochs of a trial. It is passed to a custom pruner (`module:Name`).
         concurrency: Number of concurrent trials. `percentile` and `median` wait for at least as many.
 
@@ -43,10 +44,16 @@ def make_pruner(search: SearchConfig, max_epochs: int, concurrency: int) -> Base
         "hyperband": HyperbandPruner(MIN_EPOCHS, max(MIN_EPOCHS, max_epochs), reduction_factor=3),
         "none": NopPruner(),
     }
-    pruner = pruners.get(name) or resolve_custom("pruner", name, pruners)(max_epochs)
+    pruner = pruners.get(name)
+    if pruner is None:
+        make_custom = resolve_custom("pruner", name, pruners)
+        pruner = make_custom(max_epochs)
     if not isinstance(pruner, BasePruner):
         raise UserError(f"--pruner {name} must return an Optuna pruner, got {type(pruner).__name__}.")
-    if not isinstance(pruner, NopPruner) and (len(search.goals) > 1 or EPOCHS_KEY in search.space.ranges):
-        requirement = "a single goal" if len(search.goals) > 1 else f"a --space without {EPOCHS_KEY}"
-        raise UserError(f"--pruner {name} requires {requirement}. Use --pruner none.")
+    if isinstance(pruner, NopPruner):
+        return pruner
+    if len(search.goals) > 1:
+        raise UserError(f"--pruner {name} requires a single goal. Use --pruner none.")
+    if EPOCHS_KEY in search.space.ranges:
+        raise UserError(f"--pruner {name} requires a --space without {EPOCHS_KEY}. Use --pruner none.")
     return pruner

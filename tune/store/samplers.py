@@ -20,8 +20,15 @@ STARTUP_TRIALS = 6
 
 
 def derive_seed(study_seed: int, trial_number: int, duplicates: int) -> int:
-    """Return a sampler's seed. `duplicates`: samples already rejected for the trial, as repetitions."""
-    return int(np.random.SeedSequence((study_seed, trial_number, duplicates)).generate_state(1)[0])
+    """Return the seed of the sampler of a trial.
+
+    Args:
+        study_seed: Seed of the study.
+        trial_number: Number of the trial.
+        duplicates: Number of samples that were rejected for this trial, because they repeat earlier settings.
+    """
+    sequence = np.random.SeedSequence((study_seed, trial_number, duplicates))
+    return int(sequence.generate_state(1)[0])
 
 
 def make_sampler(name: str, space: Space, seed: int, concurrency: int) -> BaseSampler:
@@ -29,26 +36,41 @@ def make_sampler(name: str, space: Space, seed: int, concurrency: int) -> BaseSa
 
     Args:
         name: tpe, random, gp, or a custom `module:Name`, which is called with the space and the seed.
+        space: Search space.
+        seed: Seed of this sampler (see `derive_seed`).
         concurrency: Number of concurrent trials. Model-based samplers wait for at least this many results,
             because the earliest results come from the shortest trials, and would bias the model.
 
     Raises:
         UserError: the sampler is unknown, or is not an Optuna sampler.
     """
-    startup = max(STARTUP_TRIALS, concurrency)
-    samplers: dict[str, Callable[[Space, int], BaseSampler]] = {
-        "tpe": lambda space, seed: TPESampler(
+    num_startup = max(STARTUP_TRIALS, concurrency)
+
+    def make_tpe(space: Space, seed: int) -> BaseSampler:
+        has_conditional_settings = any(entry.when for entry in space.ranges.values())
+        return TPESampler(
             seed=seed,
             multivariate=True,
-            group=any(entry.when for entry in space.ranges.values()),  # for conditional settings
+            group=has_conditional_settings,
             constant_liar=True,
-            n_startup_trials=startup,
-        ),
-        "random": lambda _, seed: RandomSampler(seed),
+            n_startup_trials=num_startup,
+        )
+
+    def make_random(space: Space, seed: int) -> BaseSampler:
+        return RandomSampler(seed)
+
+    def make_gp(space: Space, seed: int) -> BaseSampler:
         # GPSampler samples conditional settings at random, and would warn about each of them.
-        "gp": lambda _, seed: GPSampler(seed=seed, n_startup_trials=startup, warn_independent_sampling=False),
+        return GPSampler(seed=seed, n_startup_trials=num_startup, warn_independent_sampling=False)
+
+    samplers: dict[str, Callable[[Space, int], BaseSampler]] = {
+        "tpe": make_tpe,
+        "random": make_random,
+        "gp": make_gp,
     }
-    make = samplers.get(name) or resolve_custom("sampler", name, samplers)
+    make = samplers.get(name)
+    if make is None:
+        make = resolve_custom("sampler", name, samplers)
     with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
         sampler = make(space, seed)
     if not isinstance(sampler, BaseSampler):

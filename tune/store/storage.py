@@ -37,18 +37,17 @@ def open_storage(url: str) -> RDBStorage:
         # turns off prepared statements, which some connection poolers do not support.
         engine_kwargs["connect_args"] = {"client_encoding": "utf8", "prepare_threshold": None}
     try:
-        if url.startswith(SQLITE):
-            tables = inspect(create_engine(url)).get_table_names()
-            if "version_info" not in tables and any(not t.startswith(("stud", "trial")) for t in tables):
-                raise UserError(f"--storage {url} contains tables of another program. Choose another file.")
+        if url.startswith(SQLITE) and _has_foreign_tables(url):
+            raise UserError(f"--storage {url} contains tables of another program. Choose another file.")
         storage = RDBStorage(url, engine_kwargs=engine_kwargs)
     except (ImportError, RuntimeError, ValueError) as error:
-        reason = str(error.__cause__ or error).splitlines()[0]
-        fix = ""
-        if isinstance(error, ImportError):
+        reason = _first_line(error.__cause__ or error)
+        if not isinstance(error, ImportError):
+            fix = ""
+        elif url.startswith("postgresql"):
+            fix = " Run pip install '.[postgresql]'."
+        else:
             fix = " Use sqlite:///FILE or postgresql+psycopg://USER@HOST/NAME."
-            if url.startswith("postgresql"):
-                fix = " Run pip install '.[postgresql]'."
         raise UserError(masked(f"Cannot open --storage {url}: {reason}.{fix}")) from None
 
     def raise_if_disconnected(context: ExceptionContext) -> None:
@@ -59,6 +58,17 @@ def open_storage(url: str) -> RDBStorage:
 
     event.listen(storage.engine, "handle_error", raise_if_disconnected)
     return storage
+
+
+def _has_foreign_tables(url: str) -> bool:
+    """Return True if a SQLite database contains tables of another program.
+
+    If the creation of Optuna's tables was interrupted, its table "version_info" may be missing.
+    """
+    tables = inspect(create_engine(url)).get_table_names()
+    if "version_info" in tables:
+        return False
+    return not all(table.startswith(("stud", "trial")) for table in tables)
 
 
 @contextmanager
@@ -74,9 +84,11 @@ def convert_db_errors(url: str) -> Iterator[None]:
     except UpdateFinishedTrialError:
         raise second_writer_error(url) from None
     except ArgumentError as error:
-        raise UserError(masked(f"--storage {url} is invalid: {str(error).splitlines()[0]}.")) from None
+        raise UserError(masked(f"--storage {url} is invalid: {_first_line(error)}.")) from None
     except (SQLAlchemyError, StorageInternalError) as error:
-        cause = (error.__cause__ or error) if isinstance(error, StorageInternalError) else error
+        cause: BaseException = error
+        if isinstance(error, StorageInternalError) and error.__cause__ is not None:
+            cause = error.__cause__  # the error of the database, which Optuna has wrapped
         # DatabaseError itself means corrupt, and its subclass OperationalError means locked or full.
         if url.startswith(SQLITE) and type(cause) is DatabaseError:
             path = unquote(url.removeprefix(SQLITE))
@@ -85,8 +97,14 @@ def convert_db_errors(url: str) -> Iterator[None]:
 
 
 def _storage_error(url: str, error: BaseException) -> InfrastructureError:
-    reason = str(error).splitlines()[0]
+    """Return the error for a statement that the database did not execute."""
+    reason = _first_line(error)
     return InfrastructureError(masked(f"The study storage {url} failed: {reason}. {FIX_AND_RESUME}"))
+
+
+def _first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, of any length."""
+    return str(error).splitlines()[0]
 
 
 def second_writer_error(url: str) -> InfrastructureError:

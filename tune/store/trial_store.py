@@ -1,9 +1,9 @@
 """Ask-and-tell wrapper around an Optuna study. All state is in the storage and thus survives crashes."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import ExitStack, contextmanager, nullcontext
 from datetime import datetime
-from typing import cast
+from typing import NamedTuple, cast
 
 import optuna
 from optuna.storages import BaseStorage
@@ -20,10 +20,10 @@ from tune.store.samplers import derive_seed, make_sampler
 from tune.store.storage import convert_db_errors, open_storage, second_writer_error
 
 MAX_FAILURES = 5
-"""A process stops the study after this many failed trials if it completed or pruned none."""
+"""A process stops the study after this many failed trials, if it has completed or pruned no trial."""
 MAX_DUPLICATES = 20
 """After this many consecutive samples that repeat earlier settings, the next trial is the first untried
-combination or, if the space has too many combinations to list, a random sample."""
+combination. If the space has too many combinations to list, it is a random sample."""
 
 # User attributes of trial 0
 IDENTITY = "identity"
@@ -42,6 +42,21 @@ SECONDS = "seconds_searched"
 # Optuna's system attribute for the settings of an enqueued trial
 FIXED = "fixed_params"
 
+_Combination = tuple[Value | None, ...]
+"""Values of the settings of a space, in the order of its ranges. None: a conditional one does not apply."""
+
+
+class _RunningTrial(NamedTuple):
+    """Trial that this process is running.
+
+    Args:
+        trial_id: ID of the trial in the storage. It differs from the number of the trial in the study.
+        report: Latest report of the trial.
+    """
+
+    trial_id: int
+    report: EpochReport
+
 
 @contextmanager
 def open_trial_store(
@@ -50,6 +65,7 @@ def open_trial_store(
     """Open the trial store of a study in this context. Create the study if it does not exist.
 
     Args:
+        config: Configuration of the study.
         folder: Folder of the study.
         digests: Digests, by name, of the inputs that determine results, except the configuration.
         concurrency: Number of concurrent trials (see `make_sampler` and `make_pruner`).
@@ -100,10 +116,9 @@ class TrialStore:
             directions=[DIRECTIONS[goal] for goal in self._search.goals],
         )
         self._study_id = storage.get_study_id_from_name(name)
-        self._running: dict[int, tuple[int, EpochReport]] = {}  # trial ID and last report, by number
-        # Trials that have ended in this process:
-        self._failure_reasons: list[str] = []
-        self._num_not_failed = 0
+        self._running: dict[int, _RunningTrial] = {}  # by number of the trial
+        self._failure_reasons: list[str] = []  # of the trials that have failed in this process
+        self._num_not_failed = 0  # number of trials that this process has completed or pruned
         self.exhausted = False
         self.seconds_searched = float(self._study.user_attrs.get(SECONDS, 0.0))
         self._attrs_of_trial_0 = self._check_identity(folder, digests)
@@ -123,6 +138,7 @@ class TrialStore:
 
     @property
     def _trials(self) -> list[FrozenTrial]:
+        """All trials in the storage, in order of their numbers."""
         return self._study.get_trials(deepcopy=False)
 
     def _check_identity(self, folder: StudyFolder, digests: Mapping[str, str]) -> dict[str, object]:
@@ -141,12 +157,12 @@ class TrialStore:
                     "database, or start another study with --study NAME."
                 )
             return {IDENTITY: config.identity(digests), STUDY_ID: folder.study_id, OWNER: path}
-        first = trials[0].user_attrs
-        config.require_same(first.get(IDENTITY, {}), digests)
-        is_same_study = path == first[OWNER] or folder.study_id == first.get(STUDY_ID)
+        attrs = trials[0].user_attrs
+        config.require_same(attrs.get(IDENTITY, {}), digests)
+        is_same_study = path == attrs[OWNER] or folder.study_id == attrs.get(STUDY_ID)
         if config.location.storage and not is_same_study:
             raise UserError(
-                f"The study {config.name} in --storage was created in {first[OWNER]}, and {folder.path} is "
+                f"The study {config.name} in --storage was created in {attrs[OWNER]}, and {folder.path} is "
                 "another study. Choose another --study, or move that folder here."
             )
         return {}
@@ -164,16 +180,18 @@ class TrialStore:
 
     @property
     def running_trials(self) -> list[tuple[Settings, EpochReport]]:
-        """Settings and last report of each trial that this process is running."""
+        """Settings and latest report of each trial that this process is running."""
         trials = self._trials
-        return [(trials[number].params, report) for number, (_, report) in self._running.items()]
+        return [(trials[number].params, running.report) for number, running in self._running.items()]
 
     def record(self, number: int) -> TrialRecord:
         """Return the record of a trial that has ended."""
         return build_record(self._trials[number])
 
     def ask(self, *, allow_new: bool = True) -> FrozenTrial | None:
-        """Resume an interrupted trial or, if none is left, start one. Order: baseline, enqueued, sampled.
+        """Resume an interrupted trial or, if none is left, start a new one.
+
+        New trials start in this order: the baseline, enqueued settings, sampled settings.
 
         Args:
             allow_new: False to resume interrupted trials only.
@@ -185,7 +203,7 @@ class TrialStore:
             trial_id = self._storage.get_trial_id_from_study_id_trial_number(self._study_id, trial.number)
             if trial.state is TrialState.WAITING:
                 self._storage.set_trial_state_values(trial_id, TrialState.RUNNING)
-            self._running[trial.number] = (trial_id, EpochReport())
+            self._running[trial.number] = _RunningTrial(trial_id, EpochReport())
             return trial
         if not allow_new or self.abort_reason() is not None:
             return None
@@ -195,25 +213,26 @@ class TrialStore:
         return self._create(sampled)
 
     def _sample_next(self, trials: list[FrozenTrial]) -> FrozenTrial | None:
-        """Return the next trial, or None if none is left. `--trials` counts a rerun baseline only once."""
+        """Return the next trial, which is not stored yet, or None if no trial is left.
+
+        `--trials` counts a baseline that is rerun only once.
+        """
         if self._baseline_missing:
             return self._sample(trials, self._config.baseline_settings, "baseline")
         num_others = sum(not _is_baseline(trial) for trial in trials)
         if 1 + num_others >= self._search.trials:
             return None
+
         # Settings of failed trials are not retried, because they would fail again with the same seeds.
         tried = {self._combination(trial.params) for trial in trials}
-        enqueued = [trial.system_attrs.get(FIXED) for trial in trials]
-        for each in self._search.enqueue:
-            if each.settings not in enqueued:
-                trial = self._sample(trials, each.settings, "enqueued")
-                if self._combination(trial.params) not in tried:
-                    trial.set_user_attr(SOURCE, str(each))
-                    return trial
+        enqueued = self._next_enqueued(trials, tried)
+        if enqueued is not None:
+            return enqueued
         for duplicates in range(MAX_DUPLICATES):
             trial = self._sample(trials, duplicates=duplicates)
             if self._combination(trial.params) not in tried:
                 return trial
+
         combinations = self._space.combinations()
         if combinations is None:
             return self._sample(trials, sampler="random")
@@ -221,6 +240,18 @@ class TrialStore:
             if self._combination(settings) not in tried:
                 return self._sample(trials, settings)
         self.exhausted = True
+        return None
+
+    def _next_enqueued(self, trials: list[FrozenTrial], tried: Set[_Combination]) -> FrozenTrial | None:
+        """Return a trial with the first enqueued settings that have not been tried, or None."""
+        already_enqueued = [trial.system_attrs.get(FIXED) for trial in trials]
+        for enqueued in self._search.enqueue:
+            if enqueued.settings in already_enqueued:
+                continue
+            trial = self._sample(trials, enqueued.settings, "enqueued")
+            if self._combination(trial.params) not in tried:
+                trial.set_user_attr(SOURCE, str(enqueued))
+                return trial
         return None
 
     def _sample(
@@ -235,7 +266,9 @@ class TrialStore:
         """Sample a trial with an in-memory copy of the study, so that the trial can be stored atomically.
 
         Args:
+            trials: All trials so far.
             fixed: Settings with fixed values. All other settings are sampled.
+            origin: Origin of the settings, which is stored with the trial.
             duplicates: Number of samples already rejected as duplicates. It changes the seed of the sampler.
             sampler: Name of the sampler. Default: the sampler of the search.
         """
@@ -260,17 +293,23 @@ class TrialStore:
         return trial
 
     def _create(self, trial: FrozenTrial) -> FrozenTrial:
+        """Store a new trial as running. Return the trial.
+
+        Raises:
+            InfrastructureError: another process has stored a trial with this number.
+        """
         for key, value in self._attrs_of_trial_0.items():
             trial.set_user_attr(key, value)
         trial_id = self._storage.create_new_trial(self._study_id, trial)
         if self._storage.get_trial(trial_id).number != trial.number:
             raise second_writer_error(self._config.storage)
-        self._running[trial.number] = (trial_id, EpochReport())
+        self._running[trial.number] = _RunningTrial(trial_id, EpochReport())
         self._attrs_of_trial_0 = {}
         self._baseline_missing = False
         return trial
 
-    def _combination(self, settings: Settings) -> tuple[Value | None, ...]:
+    def _combination(self, settings: Settings) -> _Combination:
+        """Return the values of all settings of the space, None for conditional ones that do not apply."""
         return tuple(settings.get(name) for name in self._space.ranges)
 
     def report(self, number: int, report: EpochReport) -> bool:
@@ -283,20 +322,23 @@ class TrialStore:
         """
         if number not in self._running:
             return False
-        trial_id, _ = self._running[number]
+        trial_id = self._running[number].trial_id
         values = report.metrics
-        goals = dict.fromkeys(("objective", *self._search.goals))
-        missing = ", ".join(goal for goal in goals if goal not in values)
+        required = dict.fromkeys(("objective", *self._search.goals))  # without repetitions
+        missing = ", ".join(goal for goal in required if goal not in values)
         if report.error or missing:
             self.fail(number, report.error or f"the trial did not report {missing}")
             return False
-        self._running[number] = (trial_id, report)
+
+        self._running[number] = _RunningTrial(trial_id, report)
         self._storage.set_trial_intermediate_value(trial_id, report.epoch, values["objective"])
         if report.finished:
             self._tell(number, TrialState.COMPLETE, [values[goal] for goal in self._search.goals])
             return False
+
         trial = self._storage.get_trial(trial_id)
-        may_be_pruned = report.epoch == trial.last_step and not _is_baseline(trial)
+        is_new_epoch = report.epoch == trial.last_step
+        may_be_pruned = is_new_epoch and not _is_baseline(trial)
         with self._convert_errors(self._search.pruner):
             pruned = may_be_pruned and self._study.pruner.prune(self._study, trial)
         if pruned:
@@ -307,35 +349,37 @@ class TrialStore:
         """Mark a trial as failed, unless it has already ended."""
         if number not in self._running:
             return
-        trial_id, _ = self._running[number]
+        trial_id = self._running[number].trial_id
         self._storage.set_trial_user_attr(trial_id, REASON, reason)
         self._tell(number, TrialState.FAIL)
         self._failure_reasons.append(reason)
 
     def _tell(self, number: int, state: TrialState, values: list[float] | None = None) -> None:
+        """Store the result and the final state of a running trial. `values` are the goals if it completed."""
         trial_id, report = self._running[number]
         result = REPORT_ADAPTER.dump_python(report, mode="json", by_alias=True)
         self._storage.set_trial_user_attr(trial_id, RESULT, result)
         del self._running[number]  # before `tell`: the database may commit even if the connection then fails
         self._study.tell(number, values, state=state)
-        if state is not TrialState.FAIL and self.abort_reason() is None:  # an abort is final
+        # After `MAX_FAILURES`, the success of a trial that was running must not cancel the stop.
+        if state is not TrialState.FAIL and self.abort_reason() is None:
             self._num_not_failed += 1
 
     def abort_reason(self) -> str | None:
-        """Return the reason of the last failure if the study must stop (see `MAX_FAILURES`), else None."""
+        """Return the reason of the latest failure if the study must stop (see `MAX_FAILURES`), else None."""
         if self._num_not_failed or len(self._failure_reasons) < MAX_FAILURES:
             return None
         return self._failure_reasons[-1]
 
     def add_seconds(self, seconds: float) -> None:
-        """Add to the duration of the search."""
+        """Add seconds to the stored duration of the search."""
         self.seconds_searched += seconds
         self._study.set_user_attr(SECONDS, self.seconds_searched)
 
     def release(self) -> None:
         """Set running trials to WAITING, so that the next process resumes them."""
-        for trial_id, _ in self._running.values():
-            self._storage.set_trial_state_values(trial_id, TrialState.WAITING)
+        for running in self._running.values():
+            self._storage.set_trial_state_values(running.trial_id, TrialState.WAITING)
         self._running.clear()
 
     @contextmanager
@@ -347,6 +391,7 @@ class TrialStore:
 
 
 def _is_baseline(trial: FrozenTrial) -> bool:
+    """Return True for a trial with the default settings."""
     return trial.user_attrs.get(ORIGIN) == "baseline"
 
 
