@@ -1,1 +1,1 @@
-"""Files, folder locks, file systems by URL, YAML from users, custom components."""
+"""Files, folder locks, stores (local folders and URIs), YAML from users, and custom components."""

@@ -48,8 +48,9 @@ def load_component(reference: str) -> Any:
         try:
             module = import_module(module_name)
         except ModuleNotFoundError as error:
-            # The missing module is the component's own, one of its parent packages, or one that it imports.
-            if module_name == error.name or module_name.startswith(f"{error.name}."):
+            is_own_module = module_name == error.name
+            is_parent_package = module_name.startswith(f"{error.name}.")
+            if is_own_module or is_parent_package:
                 fix = "Add its folder to PYTHONPATH."
             else:
                 fix = f"Install it: {module_name} imports it."
@@ -67,8 +68,10 @@ def instantiate(reference: str, args: Mapping[str, object]) -> Any:
     """
     component = load_component(reference)
     validated = _validated_args(reference, component, args)
+    if not inspect.isclass(component):
+        return component
     with convert_errors(reference):
-        return component(**dict(validated)) if inspect.isclass(component) else component
+        return component(**dict(validated))
 
 
 def complete_args(reference: str, args: Mapping[str, object]) -> dict[str, Any]:
@@ -77,19 +80,25 @@ def complete_args(reference: str, args: Mapping[str, object]) -> dict[str, Any]:
     Raises:
         UserError: the component cannot be loaded, or rejects the arguments.
     """
-    return _validated_args(reference, load_component(reference), args).model_dump(mode="json")
+    validated = _validated_args(reference, load_component(reference), args)
+    return validated.model_dump(mode="json")
 
 
 def _validated_args(reference: str, component: Any, args: Mapping[str, object]) -> BaseModel:
-    """Validate `args` against the fields of a dataclass. Other components accept no arguments."""
-    allowed: dict[str, Any] = {}
+    """Return `args` as a pydantic model with the fields of a dataclass, completed with their defaults.
+
+    Components that are not dataclasses accept no arguments.
+    """
+    accepted: dict[str, Any] = {}
     with convert_errors(reference):
         if inspect.isclass(component) and is_dataclass(component):
             hints = get_type_hints(component, include_extras=True)
-            # Pydantic accepts a dataclass field as the default of a field, with its default or factory.
-            allowed = {each.name: (hints[each.name], each) for each in fields(component) if each.init}
+            for field in fields(component):
+                if field.init:
+                    # Pydantic takes the default or the default factory from the dataclass field.
+                    accepted[field.name] = (hints[field.name], field)
         config = ConfigDict(extra="forbid", allow_inf_nan=False, protected_namespaces=())
-        model: type[BaseModel] = create_model("Settings", __config__=config, **allowed)
+        model: type[BaseModel] = create_model("Settings", __config__=config, **accepted)
         try:
             return model.model_validate(dict(args))
         except ValidationError as error:
@@ -97,14 +106,15 @@ def _validated_args(reference: str, component: Any, args: Mapping[str, object]) 
 
 
 def source_digest(reference: str) -> str:
-    """Return the sha256 of the source file of a component's module.
+    """Return the SHA-256 (hex) of the source file of a component's module.
 
     Raises:
         UserError: the component cannot be loaded, or its module has no file.
     """
     load_component(reference)
+    module_name, _, _ = reference.partition(":")
     with convert_errors(reference):
-        file = sys.modules[reference.partition(":")[0]].__file__
+        file = sys.modules[module_name].__file__
         if file is None:
             raise UserError(f"{reference}: its module has no source file.")
         return hashlib.sha256(Path(file).read_bytes()).hexdigest()
@@ -114,8 +124,12 @@ def source_digest(reference: str) -> str:
 def convert_errors(reference: str) -> Iterator[None]:
     """Convert an error of custom code into a one-line UserError that names the file and the line.
 
-    SystemExit is converted too, because the import of a script may raise it. PrometarErrors pass unchanged.
-    Accelerator errors pass unchanged because a retry with more memory or on another device may succeed.
+    SystemExit is converted too, because the import of a script may raise it. Two kinds of errors pass
+    unchanged: PrometarErrors, and accelerator errors, because a retry with more memory or on another device
+    may succeed.
+
+    Raises:
+        UserError: the code in the `with` block fails.
     """
     try:
         yield

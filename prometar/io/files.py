@@ -16,11 +16,17 @@ MACHINE_FAULTS = {errno.EIO, errno.ENODEV, errno.ENOTCONN, errno.ENXIO, errno.ES
 """Error numbers of disks and mounts that fail."""
 
 _FIXES = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "Free disk space."),
-    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "Make the folder writable."),
+    errno.ENOSPC: "Free disk space.",
+    errno.EDQUOT: "Free disk space.",
+    errno.EROFS: "Make the folder writable.",
+    errno.EACCES: "Make the folder writable.",
+    errno.EPERM: "Make the folder writable.",
     errno.EISDIR: "Rename or move the folder that has this name.",
 }
-_PROCESS_TOKEN = os.urandom(4).hex()  # containers that share a folder may have equal process IDs
+"""How to fix errors of writing, by error number."""
+# Part of the names of temporary files, because containers that share a folder may have equal process IDs.
+_PROCESS_TOKEN = os.urandom(4).hex()
+_URL = re.compile(r"(s3|gs|gcs|abfss?|hdfs|hf|https?|file):/")
 
 
 def cache_folder() -> Path:
@@ -29,13 +35,14 @@ def cache_folder() -> Path:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Return the content of a regular file.
+    """Return the content of a regular file. Pipes and devices are rejected, because they may never end.
 
     Raises:
-        OSError: the file cannot be read, or is not a regular file (reading a pipe or a device may never end).
+        OSError: the file cannot be read, or is not a regular file.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # opens pipes without waiting
+        # O_NONBLOCK opens a pipe without waiting for its writer.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except ValueError:
         raise OSError(errno.EINVAL, "the name contains a NUL", str(path)) from None
     with open(descriptor, "rb") as file:
@@ -67,7 +74,7 @@ def is_recordable(path: Path | str) -> bool:
 
 
 def require_recordable(path: Path | str) -> None:
-    """Raise a UserError unless records and databases can store `path` (see `is_recordable`)."""
+    """Raise a UserError if records and databases cannot store `path` (see `is_recordable`)."""
     if not is_recordable(path):
         raise UserError(f"The path {str(path)!a} is not UTF-8 or contains a NUL. Rename the file or folder.")
 
@@ -79,17 +86,20 @@ def resolve_path(path: Path | str) -> Path:
         UserError: `path` is a URL or a cycle of links, cannot be recorded, or the current folder was deleted.
     """
     require_recordable(path)
-    if url := re.match(r"(s3|gs|gcs|abfss?|hdfs|hf|https?|file):/", str(path)):
+    url = _URL.match(str(path))
+    if url is not None:
         raise UserError(
             f"'{url[0]}...' is not a local path. Only --data-root and `prometar data prepare --to` accept "
             "URLs, such as s3://bucket/path."
         )
-    resolved = None
     try:
         resolved = Path(os.path.realpath(os.path.expanduser(path)))
-        resolved.stat()  # raises ELOOP if links form a cycle; a missing path is allowed
+    except OSError as error:  # the current folder was deleted
+        raise UserError(f"cannot resolve {path}: {error.strerror}.") from None
+    try:
+        resolved.stat()
     except OSError as error:
-        if resolved is None or error.errno == errno.ELOOP:  # if None, the current folder was deleted
+        if error.errno == errno.ELOOP:  # links form a cycle. Other errors are allowed, such as a missing path
             raise UserError(f"cannot resolve {path}: {error.strerror}.") from None
     require_recordable(resolved)
     return resolved
@@ -105,8 +115,10 @@ def file_size(path: Path) -> int | None:
         status = path.stat()
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}.") from None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}.") from None
+    except ValueError as error:  # the path contains a NUL
+        raise UserError(f"cannot read {path}: {error}.") from None
     if not stat.S_ISREG(status.st_mode):
         raise UserError(f"{path} is not a regular file.")
     return status.st_size
@@ -119,8 +131,10 @@ def cannot_write_error(path: Path, error: OSError) -> InfrastructureError:
         >>> print(cannot_write_error(Path("out/a"), OSError(errno.ENOSPC, "No space left on device")))
         cannot write out/a: No space left on device. Free disk space.
     """
-    problem = f"cannot write {path}: {error.strerror or error}."
-    return InfrastructureError(f"{problem} {_FIXES[error.errno]}" if error.errno in _FIXES else problem)
+    message = f"cannot write {path}: {error.strerror or error}."
+    if error.errno in _FIXES:
+        message += f" {_FIXES[error.errno]}"
+    return InfrastructureError(message)
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -147,7 +161,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 def lock_folder(folder: Path, label: str) -> Iterator[None]:
     """Lock `folder` until the `with` block ends. If the process dies, the operating system unlocks it.
 
-    Missing folders are created, and removed again if the block fails before it writes files.
+    Missing folders are created. If the block fails before it writes files, these folders are deleted.
 
     Args:
         label: Name of the folder in messages, such as "the study out/dtd".
@@ -156,7 +170,7 @@ def lock_folder(folder: Path, label: str) -> Iterator[None]:
         WorkError: another process has locked the folder.
         InfrastructureError: the folder is not writable, or its file system does not support locks.
     """
-    created = [path for path in (folder, *folder.parents) if not path.exists()]
+    missing_folders = [path for path in (folder, *folder.parents) if not path.exists()]
     lock = FileLock(folder / "lock", timeout=0, fallback_to_soft=False)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -169,9 +183,10 @@ def lock_folder(folder: Path, label: str) -> Iterator[None]:
         yield
     except BaseException:
         with suppress(OSError):
-            if created and [path.name for path in folder.iterdir()] == ["lock"]:
+            has_only_lock = [path.name for path in folder.iterdir()] == ["lock"]
+            if missing_folders and has_only_lock:
                 (folder / "lock").unlink()
-                for path in created:
+                for path in missing_folders:
                     path.rmdir()
         raise
     finally:

@@ -10,7 +10,10 @@ from pyarrow import fs
 from prometar.errors import InfrastructureError, UserError
 from prometar.io.files import read_bytes, require_recordable, write_atomically
 
-_SECRET_NAMES = r"password|passwd|pwd|secret|account_key|token|sig(?=\b|nature)"  # in names of URL parameters
+_USER_AND_PASSWORD = re.compile(r"(://[^:/@\s]*):[^@\s]+@")
+# A parameter of a URL is secret if its name contains one of these words.
+_SECRET_NAMES = r"password|passwd|pwd|secret|account_key|token|sig(?=\b|nature)"
+_SECRET_PARAMETER = re.compile(rf"([?&][\w.-]*(?:{_SECRET_NAMES})[\w.-]*=)[^&\s'\"]+", re.IGNORECASE)
 
 
 def filesystem_and_path(uri: str) -> tuple[fs.FileSystem, str]:
@@ -35,11 +38,11 @@ def filesystem_and_path(uri: str) -> tuple[fs.FileSystem, str]:
 
 
 def read_file(folder: str, name: str) -> bytes | None:
-    """Return the content of a file below a local folder or URI, or None if the file does not exist.
+    """Return the content of a file in a local folder or URI, or None if the file does not exist.
 
     Raises:
-        UserError: pyarrow does not support the URI.
-        InfrastructureError: the store failed.
+        UserError: pyarrow does not support the URI, or the path is not UTF-8.
+        InfrastructureError: the file cannot be read, or the store cannot be reached.
     """
     system, path = filesystem_and_path(folder)
     with _convert_store_errors("read", join(folder, name)):
@@ -53,11 +56,11 @@ def read_file(folder: str, name: str) -> bytes | None:
 
 
 def write_file(folder: str, name: str, content: bytes) -> None:
-    """Write a file below a local folder or URI. Readers never see a partially written file.
+    """Write a file to a local folder or URI. Readers never see a partially written file.
 
     Raises:
-        UserError: pyarrow does not support the URI.
-        InfrastructureError: the store failed.
+        UserError: pyarrow does not support the URI, or the path is not UTF-8.
+        InfrastructureError: the file cannot be written, or the store cannot be reached.
     """
     system, path = filesystem_and_path(folder)
     if isinstance(system, fs.LocalFileSystem):
@@ -71,6 +74,12 @@ def write_file(folder: str, name: str, content: bytes) -> None:
 
 @contextmanager
 def _convert_store_errors(verb: str, uri: str) -> Iterator[None]:
+    """Convert errors of pyarrow's file systems into an InfrastructureError.
+
+    Args:
+        verb: What the `with` block does with the file, such as "read".
+        uri: Path or URI of the file.
+    """
     try:
         yield
     except (OSError, ValueError) as error:  # Arrow's errors derive from one of them
@@ -84,20 +93,24 @@ def join(root: str | Path, name: str) -> str:
         >>> join("s3://bucket/data?region=eu-west-1", "dtd")
         's3://bucket/data/dtd?region=eu-west-1'
     """
-    if "://" not in f"{root}":
+    scheme, separator, rest = str(root).partition("://")
+    if not separator:
         return str(Path(root, name))
-    scheme, _, path = f"{root}".partition("://")
-    path, question, query = path.partition("?")
-    return f"{scheme}://{path.rstrip('/')}/{name}{question}{query}"
+    path, question_mark, query = rest.partition("?")
+    return f"{scheme}://{path.rstrip('/')}/{name}{question_mark}{query}"
 
 
 def masked_message(error: Exception) -> str:
-    """Return an error's message on one line, with secrets masked and without the final period."""
-    return masked(" ".join(str(error).split())).rstrip(".") or type(error).__name__
+    """Return an error's message on one line, with secrets masked and without the final period.
+
+    If the message is empty, return the name of the error's class.
+    """
+    message = " ".join(str(error).split())
+    return masked(message).rstrip(".") or type(error).__name__
 
 
 def masked(text: str) -> str:
-    """Mask passwords and secret keys in the URLs of a text.
+    """Return a text with `***` in place of the passwords and secret keys in its URLs.
 
     Example:
         >>> masked("postgresql://me:secret@host/db"), masked("s3://key:se/cret@bucket/data")
@@ -105,5 +118,5 @@ def masked(text: str) -> str:
         >>> masked("postgresql://me@host/db?password=secret&sslmode=require")
         'postgresql://me@host/db?password=***&sslmode=require'
     """
-    text = re.sub(r"(://[^:/@\s]*):[^@\s]+@", r"\1:***@", text)
-    return re.sub(rf"([?&][\w.-]*(?:{_SECRET_NAMES})[\w.-]*=)[^&\s'\"]+", r"\1***", text, flags=re.IGNORECASE)
+    text = _USER_AND_PASSWORD.sub(r"\1:***@", text)
+    return _SECRET_PARAMETER.sub(r"\1***", text)

@@ -13,46 +13,63 @@ from pydantic_core import ErrorDetails
 class StrictModel(BaseModel):
     """Frozen model that rejects unknown keys, NaN and infinite numbers, and booleans in place of numbers.
 
-    Pydantic's strict mode is off, so quoted numbers are accepted:
+    Pydantic's strict mode is off, so quoted numbers are accepted.
+
+    Example:
         >>> class Point(StrictModel):
         ...     x: float
         >>> Point.model_validate({"x": "1"}).x
         1.0
     """
 
-    # Text fields accept numbers, because YAML reads the unquoted name 101 as a number.
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        coerce_numbers_to_str=True,  # because YAML reads the unquoted name 101 as a number
+    )
 
-    @model_validator(mode="before")  # field_validator("*") would include discriminators, which is not allowed
+    # `field_validator("*")` would include the discriminators of unions, which pydantic does not allow.
+    @model_validator(mode="before")
     @classmethod
     def _reject_booleans(cls, values: object) -> object:
         """Reject booleans in numeric fields, where pydantic would convert True to 1."""
-        for name, value in values.items() if isinstance(values, Mapping) else ():
-            for each in value if isinstance(value, list | tuple) else [value]:
-                if isinstance(each, bool) and _holds_numbers(cls, name):
-                    raise ValueError(f"{name}: {str(each).lower()} is not a number")
+        if not isinstance(values, Mapping):
+            return values
+        for name, value in values.items():
+            elements = value if isinstance(value, list | tuple) else [value]
+            for element in elements:
+                if isinstance(element, bool) and _holds_numbers(cls, name):
+                    raise ValueError(f"{name}: {str(element).lower()} is not a number")
         return values
 
 
 BUILT_IN = "built-in"
 """Tag of the built-in members of a union that also accepts custom components (`module:Name`)."""
+_MAX_PROBLEMS = 5
 
 
 def problems_of(
     error: ValidationError, *, unknown_text: str = "unknown key", omitted_tags: Collection[str] = ()
 ) -> str:
-    """Describe at most five problems of a validation error in a single line.
+    """Return a description of a validation error in a single line. It lists at most five problems.
 
-    `unknown_text`: description of an unknown field. `omitted_tags`: union tags to omit from field names.
+    Args:
+        unknown_text: Description of an unknown field.
+        omitted_tags: Tags of unions to omit from the names of fields.
     """
     texts = {"extra_forbidden": unknown_text, "missing": "a value is required"}
-    problems = []
-    for each in error.errors()[:5]:
-        name = ".".join(str(key) for key in each["loc"] if key not in omitted_tags)
-        text = texts.get(each["type"])
-        problems.append(f"{name}: {text}" if text else describe_problem(each, name))
-    more = error.error_count() - len(problems)
-    return "; ".join([*problems, f"and {more} more"] if more else problems)
+    problems: list[str] = []
+    for details in error.errors()[:_MAX_PROBLEMS]:
+        name = ".".join(str(key) for key in details["loc"] if key not in omitted_tags)
+        if details["type"] in texts:
+            problems.append(f"{name}: {texts[details['type']]}")
+        else:
+            problems.append(describe_problem(details, name))
+    num_more = error.error_count() - len(problems)
+    if num_more:
+        problems.append(f"and {num_more} more")
+    return "; ".join(problems)
 
 
 _BOUNDS = {
@@ -64,7 +81,11 @@ _BOUNDS = {
 
 
 def describe_problem(error: ErrorDetails, name: str) -> str:
-    """Describe an error of field `name` ("" for the model), e.g. "optim.lr must be at least 0, got -1"."""
+    """Return a description of an error, such as "optim.lr must be at least 0, got -1".
+
+    Args:
+        name: Name of the field, or "" if the error concerns the whole model.
+    """
     kind = error["type"]
     context = error.get("ctx", {})
     found = reprlib.repr(error["input"])
@@ -76,7 +97,8 @@ def describe_problem(error: ErrorDetails, name: str) -> str:
         return f"{name} must be one of {context['expected_tags']}{custom}, got {context['tag']}"
     if kind in _BOUNDS:
         # Some versions of pydantic write all 31 digits of the bound 1e30.
-        bound = re.sub(r"\d{16,}", lambda match: f"{float(match[0]):g}", _BOUNDS[kind].format(**context))
+        bound = _BOUNDS[kind].format(**context)
+        bound = re.sub(r"\d{16,}", lambda match: f"{float(match[0]):g}", bound)
         found = found.strip("'")  # pydantic accepts numbers in quotes
         return f"{name} must be {bound}, got {found}".lstrip()
     message = error["msg"].replace("Input should be", "must be").partition(", unable to parse")[0]
@@ -86,8 +108,11 @@ def describe_problem(error: ErrorDetails, name: str) -> str:
 
 @cache
 def _holds_numbers(model: type[BaseModel], name: object) -> bool:
+    """Return True if the field `name` accepts numbers, but no booleans."""
     field = model.model_fields.get(str(name))
-    types = set(leaf_types(field.annotation)) if field else set()
+    if field is None:
+        return False
+    types = set(leaf_types(field.annotation))
     return bool not in types and not types.isdisjoint({int, float})
 
 
