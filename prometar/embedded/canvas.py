@@ -15,6 +15,8 @@ from PIL import Image
 Floats = NDArray[np.float64]
 Rng = np.random.Generator
 
+_SAMPLE_STEP = 7  # pixels between the pixels that `scatter` tests
+
 
 @dataclass(frozen=True)
 class Canvas:
@@ -35,7 +37,14 @@ class Canvas:
 
     @classmethod
     def pattern(cls, rng: Rng, size: int, tiles: float, *, turn: float, warp: float) -> Self:
-        """Return a canvas of `tiles` tiles, turned by up to `turn` radians, warped by about `warp` tiles."""
+        """Return a canvas for a pattern.
+
+        Args:
+            size: Side of the image in pixels.
+            tiles: Number of tiles across the image.
+            turn: Maximum angle in radians by which the pattern is turned.
+            warp: Typical displacement by the warp, in tiles.
+        """
         angle = rng.uniform(-turn, turn)
         stretch = np.exp(rng.uniform(-0.12, 0.12))
         axis = (np.arange(size) + 0.5) / size - 0.5
@@ -51,10 +60,12 @@ class Canvas:
     def figure(
         cls, rng: Rng, size: int, *, radius: tuple[float, float], turn: float, shift: float, warp: float
     ) -> Self:
-        """Return a canvas for one figure, turned by up to `turn` radians.
+        """Return a canvas for one figure.
 
         Args:
+            size: Side of the image in pixels.
             radius: Range (low, high) of the figure's radius as a fraction of half the image side.
+            turn: Maximum angle in radians by which the figure is turned.
             shift: Maximum shift of the figure as a fraction of half the image side.
             warp: Typical displacement by the warp, in radii of the figure.
         """
@@ -94,19 +105,34 @@ Shape = Callable[[Canvas], Floats]
 
 
 def noise(rng: Rng, size: int, waves: float, stretch: float = 1.0) -> Floats:
-    """Return smooth noise (H, W) with std about 1 and `waves` bumps per row, `waves / stretch` per column."""
-    shape = (max(2, round(waves * 2 / stretch)) + 2, max(2, round(waves * 2)) + 2)
-    grid = Image.fromarray(rng.standard_normal(shape).astype(np.float32))
-    resized = np.asarray(grid.resize((size, size), Image.Resampling.BICUBIC), dtype=np.float64)
-    return resized * 1.25  # std about 1
+    """Return smooth noise (H, W) with a standard deviation of about 1.
+
+    Args:
+        size: Side of the image in pixels.
+        waves: Number of bumps per row. A column has `waves / stretch` bumps.
+    """
+    num_rows = max(2, round(waves * 2 / stretch)) + 2
+    num_columns = max(2, round(waves * 2)) + 2
+    values = rng.standard_normal((num_rows, num_columns)).astype(np.float32)
+    smooth = Image.fromarray(values).resize((size, size), Image.Resampling.BICUBIC)
+    return np.asarray(smooth, dtype=np.float64) * 1.25  # because interpolation reduces the deviation
 
 
 def fractal(rng: Rng, size: int, waves: float, octaves: int = 3) -> Floats:
-    """Return fractal noise (H, W), std about 1: a sum of octaves, each twice as fine and half as strong."""
+    """Return fractal noise (H, W) with a standard deviation of about 1.
+
+    The result is a sum of octaves. Each octave is noise that is twice as fine and half as strong as the
+    octave before it.
+
+    Args:
+        size: Side of the image in pixels.
+        waves: Number of bumps per row in the first octave.
+        octaves: Number of octaves. Default: 3.
+    """
     total = np.zeros((size, size))
     for octave in range(octaves):
         total += noise(rng, size, waves * 2**octave) * 0.5**octave
-    return total * 0.9
+    return total * 0.9  # because the sum has a larger deviation than its first octave
 
 
 def edge(distance: Floats, width: float) -> Floats:
@@ -127,12 +153,13 @@ def scatter(canvas: Canvas, spacing: float, jitter: float) -> tuple[Floats, Floa
     grid_x, grid_y = np.meshgrid(columns, rows)
     x = grid_x.ravel() + canvas.rng.uniform(-jitter, jitter, grid_x.size) * spacing
     y = grid_y.ravel() + canvas.rng.uniform(-jitter, jitter, grid_y.size) * spacing
-    # Drop points outside the image. Every 7th pixel is tested, with 7 pixels of slack.
-    sample_x = canvas.x[::7, ::7].ravel()
-    sample_y = canvas.y[::7, ::7].ravel()
-    squared = ((sample_x[:, None] - x) ** 2 + (sample_y[:, None] - y) ** 2).min(0)
+    # Drop points outside the image. To save time, only a sample of the pixels is tested, with some slack.
+    sample_x = canvas.x[::_SAMPLE_STEP, ::_SAMPLE_STEP].ravel()
+    sample_y = canvas.y[::_SAMPLE_STEP, ::_SAMPLE_STEP].ravel()
+    squared_distances = (sample_x[:, None] - x) ** 2 + (sample_y[:, None] - y) ** 2
     margin = 0.75 * spacing
-    near = squared < (margin + 7 * canvas.pixel) ** 2
+    slack = _SAMPLE_STEP * canvas.pixel
+    near = squared_distances.min(0) < (margin + slack) ** 2
     return x[near], y[near]
 
 
@@ -141,6 +168,7 @@ def voronoi(
 ) -> tuple[Floats, Floats, NDArray[np.int64]]:
     """Return distances (H, W) to the two nearest points of `scatter`, and the index of the nearest point."""
     point_x, point_y = scatter(canvas, spacing, jitter)
+    # Squared distances to the nearest and second nearest point so far.
     first = np.full(canvas.x.shape, 1e9)
     second = first.copy()
     owner = np.zeros(canvas.x.shape, dtype=np.int64)
@@ -160,6 +188,8 @@ def segment_distance(canvas: Canvas, starts: Floats, ends: Floats) -> Floats:
     along_y = along[:, 1, None, None]
     dx = canvas.x - starts[:, 0, None, None]
     dy = canvas.y - starts[:, 1, None, None]
-    squared_length = along_x * along_x + along_y * along_y + 1e-12
-    t = np.clip((dx * along_x + dy * along_y) / squared_length, 0.0, 1.0)  # place of the nearest point
-    return np.sqrt(((dx - t * along_x) ** 2 + (dy - t * along_y) ** 2).min(0))
+    squared_length = along_x * along_x + along_y * along_y + 1e-12  # never 0
+    # Place of a segment's nearest point: 0 at the start of the segment, 1 at its end.
+    t = np.clip((dx * along_x + dy * along_y) / squared_length, 0.0, 1.0)
+    squared_distances = (dx - t * along_x) ** 2 + (dy - t * along_y) ** 2
+    return np.sqrt(squared_distances.min(0))

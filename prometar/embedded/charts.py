@@ -1,4 +1,7 @@
-"""Dataset `charts`: 12 kinds of curves and charts on paper, with axes. Thin marks decide the class."""
+"""Dataset `charts`: 12 kinds of curves and charts on paper, with axes. Thin marks decide the class.
+
+A function is named like its class. It is a `Curve`, or the `Shape` of a chart's marks.
+"""
 
 from collections.abc import Callable
 
@@ -25,8 +28,11 @@ def _graph(curve: Curve) -> Shape:
 
     def shape(canvas: Canvas) -> Floats:
         height = np.clip(curve(canvas.rng, _STEPS), -0.1, 1.1)
-        points = np.stack([_STEPS * _WIDTH + _LEFT, _BOTTOM - _HEIGHT * height], axis=1)
-        return canvas.rng.uniform(0.04, 0.07) - segment_distance(canvas, points[:-1], points[1:])
+        x = _STEPS * _WIDTH + _LEFT
+        y = _BOTTOM - _HEIGHT * height
+        points = np.stack([x, y], axis=1)
+        pen_radius = canvas.rng.uniform(0.04, 0.07)
+        return pen_radius - segment_distance(canvas, points[:-1], points[1:])
 
     return shape
 
@@ -52,7 +58,9 @@ def _line(rng: np.random.Generator, t: Floats) -> Floats:
     low = rng.uniform(0.0, 0.4)
     high = rng.uniform(0.5, 1.0)
     rises = rng.random() < 0.5
-    return low + (high - low) * t if rises else high + (low - high) * t
+    if rises:
+        return low + (high - low) * t
+    return high + (low - high) * t
 
 
 def _logarithm(rng: np.random.Generator, t: Floats) -> Floats:
@@ -82,7 +90,8 @@ def _sine(rng: np.random.Generator, t: Floats) -> Floats:
 def _staircase(rng: np.random.Generator, t: Floats) -> Floats:
     steps = rng.integers(3, 6)
     up = np.minimum(np.floor(t * steps) / (steps - 1), 1.0)
-    return up if rng.random() < 0.5 else 1.0 - up
+    rises = rng.random() < 0.5
+    return up if rises else 1.0 - up
 
 
 def _bars(canvas: Canvas) -> Floats:
@@ -91,16 +100,20 @@ def _bars(canvas: Canvas) -> Floats:
     position = (canvas.x - _LEFT) / _WIDTH * count  # measured in columns, from the left
     column = np.clip(np.floor(position), 0, count - 1).astype(np.int64)
     inside = np.minimum(0.35 - np.abs(position - column - 0.5), 0.3)  # a bar fills 0.7 of its column
+    horizontal_depth = inside * _WIDTH / count
     top = _BOTTOM - heights[column]
-    return np.minimum(inside * _WIDTH / count, np.minimum(canvas.y - top, _BOTTOM - canvas.y))
+    vertical_depth = np.minimum(canvas.y - top, _BOTTOM - canvas.y)
+    return np.minimum(horizontal_depth, vertical_depth)
 
 
 def _pie(canvas: Canvas) -> Floats:
-    cuts = np.sort(canvas.rng.uniform(-np.pi, np.pi, canvas.rng.integers(3, 6)))
+    num_cuts = canvas.rng.integers(3, 6)
+    cuts = np.sort(canvas.rng.uniform(-np.pi, np.pi, num_cuts))  # angles in radians
     angle = np.arctan2(canvas.y, canvas.x)
     radius = np.hypot(canvas.x, canvas.y)
-    turns = np.min([np.abs(integer_offset((angle - cut) / (2 * np.pi))) for cut in cuts], axis=0)
-    distance_to_cut = turns * 2 * np.pi * radius
+    turns = (angle - cuts[:, None, None]) / (2 * np.pi)
+    turns_to_cut = np.abs(integer_offset(turns)).min(0)
+    distance_to_cut = turns_to_cut * 2 * np.pi * radius
     return np.minimum(0.75 - radius, distance_to_cut - 0.035)
 
 
@@ -111,23 +124,27 @@ def _scatter(canvas: Canvas) -> Floats:
     y = -x * slope + canvas.rng.normal(0.0, 0.25, count)
     squared = (canvas.x - x[:, None, None]) ** 2 + (canvas.y - y[:, None, None]) ** 2
     distance = np.sqrt(squared.min(0))
-    return canvas.rng.uniform(0.05, 0.08) - distance
+    point_radius = canvas.rng.uniform(0.05, 0.08)
+    return point_radius - distance
 
 
 def _draw(shape: Shape, rng: np.random.Generator, size: int) -> Pixels:
-    """Draw the marks of a chart in a random ink on paper with axes. The paper of half the images is ruled."""
+    """Draw the marks of a chart in a random color on paper with axes. Half of the images have ruled paper."""
     canvas = Canvas.figure(rng, size, radius=(0.75, 0.95), turn=0.06, shift=0.06, warp=0.01)
     paper = vary_color(rng, (0.95, 0.95, 0.93), 0.05)
-    ink = rng.uniform(0.0, 0.75, 3)
+    color = rng.uniform(0.0, 0.75, 3)
     # The axes lie just outside the plot area.
-    axes = np.maximum(0.03 - np.abs(canvas.x + 0.88), 0.03 - np.abs(canvas.y - 0.84))
-    ruled = np.maximum(
-        edge(0.05 - np.abs(integer_offset(canvas.x * 2.5)), 0.05),
-        edge(0.05 - np.abs(integer_offset(canvas.y * 2.5)), 0.05),
-    )
-    image = blend(paper, vary_color(rng, (0.7, 0.75, 0.8), 0.1), ruled * rng.choice((0.0, 0.6)))
+    vertical_axis = 0.03 - np.abs(canvas.x + 0.88)
+    horizontal_axis = 0.03 - np.abs(canvas.y - 0.84)
+    axes = np.maximum(vertical_axis, horizontal_axis)
+    vertical_rules = edge(0.05 - np.abs(integer_offset(canvas.x * 2.5)), 0.05)
+    horizontal_rules = edge(0.05 - np.abs(integer_offset(canvas.y * 2.5)), 0.05)
+    rules = np.maximum(vertical_rules, horizontal_rules)
+    rule_color = vary_color(rng, (0.7, 0.75, 0.8), 0.1)
+    rule_strength = rng.choice((0.0, 0.6))
+    image = blend(paper, rule_color, rules * rule_strength)
     image = blend(image, np.array((0.15, 0.15, 0.15)), canvas.ink(axes) * 0.9)
-    image = blend(image, ink, canvas.ink(shape(canvas)))
+    image = blend(image, color, canvas.ink(shape(canvas)))
     return quantize(image + 0.02 * rng.standard_normal((size, size, 1)))
 
 

@@ -8,7 +8,12 @@ from prometar.embedded.charts import CHARTS
 from prometar.embedded.rendered import RenderedSet
 from prometar.embedded.textures import TEXTURES
 
-RENDERED: dict[str, RenderedSet[Any]] = {dataset.name: dataset for dataset in (TEXTURES, CELLS, CHARTS)}
+RENDERED: dict[str, RenderedSet[Any]] = {
+    TEXTURES.name: TEXTURES,
+    CELLS.name: CELLS,
+    CHARTS.name: CHARTS,
+}
+"""Rendered datasets by name."""
 DEFAULT_DATASET = CELLS.name
 """Default dataset, because its runs take about a third as long as those on `textures`."""
 
@@ -16,11 +21,18 @@ DEFAULT_DATASET = CELLS.name
 def resolve_backbone(
     datasets: Iterable[str], backbone: str | None, pretrained: str | None
 ) -> tuple[str, str | None]:
-    """Replace None with the defaults: `mini` if all datasets are rendered, otherwise OpenAI's ViT-B/16.
+    """Return the names of the backbone and of its pretrained weights, with defaults in place of None.
+
+    The default backbone is `mini` if all `datasets` are rendered, and otherwise OpenAI's ViT-B/16. `mini`
+    needs no name of weights.
 
     Example:
         >>> resolve_backbone(["cells"], None, None), resolve_backbone(["cells", "dtd"], None, None)
         (('mini', None), ('ViT-B-16-quickgelu', 'openai'))
     """
-    name = backbone or ("mini" if RENDERED.keys() >= set(datasets) else "ViT-B-16-quickgelu")
-    return name, pretrained or (None if name == "mini" else "openai")
+    if not backbone:
+        are_rendered = all(dataset in RENDERED for dataset in datasets)
+        backbone = "mini" if are_rendered else "ViT-B-16-quickgelu"
+    if not pretrained:
+        pretrained = None if backbone == "mini" else "openai"
+    return backbone, pretrained

@@ -23,7 +23,13 @@ def quantize(image: Floats) -> Pixels:
 
 
 def blend(background: Floats, color: Floats, ink: Floats) -> Floats:
-    """Blend `background` (ink 0) and `color` (ink 1), each (3,) or (H, W, 3). `ink`: mask (H, W)."""
+    """Return an image (H, W, 3) that blends a background and a color.
+
+    Args:
+        background: Color (3,) or image (H, W, 3) where the ink is 0.
+        color: Color (3,) or image (H, W, 3) where the ink is 1.
+        ink: Mask (H, W). Values outside 0..1 are clipped.
+    """
     return background + np.clip(ink, 0.0, 1.0)[:, :, None] * (color - background)
 
 
@@ -31,8 +37,8 @@ def light_and_quantize(rng: np.random.Generator, image: Floats) -> Pixels:
     """Apply uneven light and grain to a square image (H, H, 3), and convert it to uint8."""
     size = image.shape[0]
     axis = np.linspace(-1.0, 1.0, size)
-    tilt = rng.uniform(-0.2, 0.2, 2)
-    light = rng.uniform(0.8, 1.1) + tilt[0] * axis[None, :] + tilt[1] * axis[:, None]
+    tilt_x, tilt_y = rng.uniform(-0.2, 0.2, 2)
+    light = rng.uniform(0.8, 1.1) + tilt_x * axis[None, :] + tilt_y * axis[:, None]
     light = light + 0.05 * fractal(rng, size, 3.0, 2)
     grain = rng.uniform(0.01, 0.05) * rng.standard_normal((size, size, 1))
     return quantize(image * light[:, :, None] + grain)

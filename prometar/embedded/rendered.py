@@ -26,11 +26,13 @@ class RenderedSet(Generic[Motif]):
     """Dataset of rendered images. The path of an image, "<class>/<split>_<index>.png", determines its pixels.
 
     Args:
+        name: Name for `--dataset`.
         template: Template of zero-shot prompts.
         counts: Number of images per class, by split.
-        draw: Function (motif, generator, side) -> (side, side, 3) pixels.
+        draw: Function of (motif, random generator, side in pixels) that returns pixels (side, side, 3).
         families: Motifs by class name, grouped into families of similar classes.
-        salted: True if the dataset's name affects pixels. False for the older `textures`, to keep its pixels.
+        salted: True if pixels depend on the dataset's name. False for `textures`, which keeps the pixels of
+            earlier releases.
     """
 
     name: str
@@ -42,12 +44,16 @@ class RenderedSet(Generic[Motif]):
 
     @property
     def title(self) -> str:
+        """Name in tables."""
         return f"{self.name.capitalize()} (rendered)"
 
     @cached_property
     def motifs(self) -> dict[str, Motif]:
         """Motifs of all families by class name."""
-        return {name: motif for members in self.families.values() for name, motif in members.items()}
+        motifs: dict[str, Motif] = {}
+        for family in self.families.values():
+            motifs.update(family)
+        return motifs
 
     @property
     def classnames(self) -> tuple[str, ...]:
@@ -55,9 +61,15 @@ class RenderedSet(Generic[Motif]):
         return tuple(sorted(self.motifs))
 
     def render(self, classname: str, seed: int, size: int = SIZE) -> Pixels:
-        """Draw the image of a class with the image seed `seed`."""
-        # Class seeds depend on names, not on labels, so that a new class changes no image of other classes.
-        class_seed = zlib.crc32((f"{self.name}/{classname}" if self.salted else classname).encode())
+        """Return the image of a class.
+
+        Args:
+            seed: Seed of the image (see `FIRST_SEEDS`).
+            size: Side of the image in pixels. Default: 64.
+        """
+        # A class's seed depends on its name, not on its label, so that a new class changes no other images.
+        key = f"{self.name}/{classname}" if self.salted else classname
+        class_seed = zlib.crc32(key.encode())
         rng = np.random.Generator(np.random.PCG64([class_seed, seed]))
         return self.draw(self.motifs[classname], rng, size)
 
@@ -69,11 +81,12 @@ class RenderedSet(Generic[Motif]):
     @cached_property
     def _seeds(self) -> dict[str, int]:
         """Image seeds by path."""
-        return {
-            path: FIRST_SEEDS[split] + number % count
-            for split, count in self.counts.items()
-            for number, path in enumerate(self.paths(split))
-        }
+        seeds: dict[str, int] = {}
+        for split, count in self.counts.items():
+            for classname in self.classnames:
+                for index in range(count):
+                    seeds[image_path(classname, split, index)] = FIRST_SEEDS[split] + index
+        return seeds
 
     def locate(self, path: str) -> tuple[str, int]:
         """Return the class and the image seed of a path.
@@ -81,14 +94,22 @@ class RenderedSet(Generic[Motif]):
         Raises:
             UserError: no image has this path.
         """
-        if path in self._seeds:
-            return path.partition("/")[0], self._seeds[path]
-        raise UserError(f"{self.name} has no image {path!r}. Paths look like {self.paths('train')[0]!r}.")
+        if path not in self._seeds:
+            example = self.paths("train")[0]
+            raise UserError(f"{self.name} has no image {path!r}. Paths look like {example!r}.")
+        classname, _, _ = path.partition("/")
+        return classname, self._seeds[path]
 
     def encode(self, path: str) -> bytes:
-        """Return an image as PNG. The bytes depend on the zlib version, but the pixels do not."""
+        """Return the image at a path as a PNG file. Its bytes depend on the zlib version, its pixels do not.
+
+        Raises:
+            UserError: no image has this path.
+        """
+        classname, seed = self.locate(path)
+        image = Image.fromarray(self.render(classname, seed))
         buffer = io.BytesIO()
-        Image.fromarray(self.render(*self.locate(path))).save(buffer, format="PNG", compress_level=1)
+        image.save(buffer, format="PNG", compress_level=1)
         return buffer.getvalue()
 
 

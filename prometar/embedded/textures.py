@@ -1,8 +1,9 @@
 """Dataset `textures`: 32 patterns. The backbone `mini` was pretrained on other images of the same patterns.
 
-Some classes look alike, such as dotted and freckled (both base classes) or lined and striped (both new).
-A pattern function is named like its class. It returns ink (H, W): about 0 for the background and 1 for the
-second color. A tile of the pattern has size 1 in the coordinates of the canvas.
+Some classes look alike, such as dotted and freckled (both base classes), or lined and striped (both new).
+
+A pattern function is named like its class. It returns ink (H, W), which is about 0 for the background and 1
+for the second color. A tile of the pattern has size 1 in the coordinates of the canvas.
 """
 
 from collections.abc import Callable
@@ -23,7 +24,8 @@ class Pattern:
     Args:
         draw: Pattern function.
         tiles: Range from which the number of tiles across the image is sampled, on a log scale.
-        turn, warp: Arguments of `Canvas.pattern`.
+        turn: Maximum angle in radians by which the pattern is turned.
+        warp: Typical displacement by the warp, in tiles.
     """
 
     draw: Callable[[Canvas], Floats]
@@ -45,18 +47,21 @@ def lines(value: Floats, half_width: float, pixel: float) -> Floats:
 def spots(
     canvas: Canvas, radius: tuple[float, float], *, spacing: float, jitter: float, keep: float = 1.0
 ) -> Floats:
-    """Return ink of spots around the points of `scatter`, each with probability `keep`.
+    """Return ink of spots around the points of `scatter`.
 
     Args:
         radius: Range of radii in tiles.
         spacing, jitter: Arguments of `scatter`.
+        keep: Probability of each spot. Default: 1.
     """
+    centers_x, centers_y = scatter(canvas, spacing, jitter)
     ink = np.zeros(canvas.x.shape)
-    for x, y in zip(*scatter(canvas, spacing, jitter), strict=True):
+    for x, y in zip(centers_x, centers_y, strict=True):
         is_kept = canvas.rng.random() < keep
         spot_radius = canvas.rng.uniform(*radius)
         if is_kept:
-            ink = np.maximum(ink, canvas.ink(spot_radius - np.hypot(canvas.x - x, canvas.y - y)))
+            spot = canvas.ink(spot_radius - np.hypot(canvas.x - x, canvas.y - y))
+            ink = np.maximum(ink, spot)
     return ink
 
 
@@ -69,7 +74,7 @@ def relief(canvas: Canvas, height: Floats, strength: float = 0.6) -> Floats:
     """
     angle = canvas.rng.uniform(0.0, 2.0 * np.pi)
     slope_y, slope_x = np.gradient(height, canvas.pixel)
-    slope = slope_x * np.cos(angle) + slope_y * np.sin(angle)
+    slope = slope_x * np.cos(angle) + slope_y * np.sin(angle)  # in the direction of the light
     return 0.5 + 0.5 * slope * strength / np.sqrt(1.0 + (slope * strength) ** 2)
 
 
@@ -80,9 +85,9 @@ def _layers(canvas: Canvas, value: Floats, thickness: tuple[float, float], edge_
         thickness: Range of the layers' thicknesses, in units of `value`.
         edge_width: Width of the soft edges, in units of `value`.
     """
-    ink = np.full(value.shape, 0.5)
-    start = float(value.min())
     tone = 0.5
+    ink = np.full(value.shape, tone)
+    start = float(value.min())
     while start < value.max():
         next_tone = (tone + canvas.rng.uniform(0.3, 0.7)) % 1.0
         ink = ink + (next_tone - tone) * edge(value - start, edge_width)
@@ -105,14 +110,16 @@ def braided(canvas: Canvas) -> Floats:
     ink = np.zeros(canvas.x.shape)
     for strand in range(3):
         phase = tau * (canvas.y * 0.6 + strand / 3.0)
-        body = np.clip(1.0 - ((across - 0.28 * np.sin(phase)) / 0.2) ** 2, 0.0, 1.0)
-        ink = np.maximum(ink, np.sqrt(body) * (0.65 + 0.35 * np.cos(phase * 2.0)))
+        offset = (across - 0.28 * np.sin(phase)) / 0.2  # -1 and 1 at the edges of the strand
+        roundness = np.sqrt(np.clip(1.0 - offset**2, 0.0, 1.0))
+        ink = np.maximum(ink, roundness * (0.65 + 0.35 * np.cos(phase * 2.0)))
     return ink
 
 
 def bubbly(canvas: Canvas) -> Floats:
+    centers_x, centers_y = scatter(canvas, 1.0, 0.35)
     ink = np.zeros(canvas.x.shape)
-    for x, y in zip(*scatter(canvas, 1.0, 0.35), strict=True):
+    for x, y in zip(centers_x, centers_y, strict=True):
         radius = canvas.rng.uniform(0.25, 0.6)
         dx = canvas.x - x
         dy = canvas.y - y
@@ -121,7 +128,8 @@ def bubbly(canvas: Canvas) -> Floats:
         shift = 0.35 * radius  # the glint is up and left of the middle
         glint = canvas.ink(0.3 * radius - np.hypot(dx + shift, dy + shift), 2.0)
         inside = canvas.ink(radius - distance, 2.0)
-        ink = ink * (1.0 - 0.8 * inside) + np.maximum(shell, np.maximum(glint, 0.2 * inside))
+        bubble = np.maximum(shell, np.maximum(glint, 0.2 * inside))
+        ink = ink * (1.0 - 0.8 * inside) + bubble  # the bubble covers most of the bubbles behind it
     return ink
 
 
@@ -145,9 +153,10 @@ def cobwebbed(canvas: Canvas) -> Floats:
     dx, dy = _from_center(canvas)
     num_spokes = canvas.rng.integers(8, 14)
     sector = np.arctan2(dy, dx) / tau * num_spokes
+    from_spoke = integer_offset(sector)  # in sectors
     radius = np.hypot(dx, dy)
-    rings = lines(radius * (1.0 + 0.5 * integer_offset(sector) ** 2) * 1.3, 0.1, canvas.pixel)
-    spokes = canvas.ink(0.06 - np.abs(integer_offset(sector)) * radius * tau / num_spokes)
+    rings = lines(radius * (1.0 + 0.5 * from_spoke**2) * 1.3, 0.1, canvas.pixel)
+    spokes = canvas.ink(0.06 - np.abs(from_spoke) * radius * tau / num_spokes)
     return np.maximum(0.8 * rings, spokes)
 
 
@@ -160,19 +169,21 @@ def cracked(canvas: Canvas) -> Floats:
 
 
 def crosshatched(canvas: Canvas) -> Floats:
-    lean = canvas.rng.uniform(0.7, 1.2)
+    lean = canvas.rng.uniform(0.7, 1.2)  # in radians
     first = lines((canvas.x + canvas.y * 0.1) * 1.6, 0.15, canvas.pixel)
     first = first * edge(noise(canvas.rng, canvas.size, 5) + 0.9, 0.8)
     second = lines((canvas.x * np.cos(lean) + canvas.y * np.sin(lean)) * 1.6, 0.15, canvas.pixel)
-    return np.maximum(first, second * edge(noise(canvas.rng, canvas.size, 5) + 0.9, 0.8))
+    second = second * edge(noise(canvas.rng, canvas.size, 5) + 0.9, 0.8)
+    return np.maximum(first, second)
 
 
 def crystalline(canvas: Canvas) -> Floats:
     _, _, owner = voronoi(canvas, spacing=1.0, jitter=0.5)
     count = owner.max() + 1
-    angle = canvas.rng.uniform(0.0, tau, count)[owner]
+    angle = canvas.rng.uniform(0.0, tau, count)[owner]  # one per Voronoi cell
     facet = integer_offset((canvas.x * np.cos(angle) + canvas.y * np.sin(angle)) * 0.6)
-    return np.clip(canvas.rng.random(count)[owner] * 0.6 + 0.2 + facet * 0.8, 0.0, 1.0)
+    tone = canvas.rng.random(count)[owner]
+    return np.clip(tone * 0.6 + 0.2 + facet * 0.8, 0.0, 1.0)
 
 
 def dotted(canvas: Canvas) -> Floats:
@@ -192,8 +203,9 @@ def fibrous(canvas: Canvas) -> Floats:
 
 
 def flecked(canvas: Canvas) -> Floats:
+    centers_x, centers_y = scatter(canvas, 0.9, 0.45)
     ink = np.zeros(canvas.x.shape)
-    for x, y in zip(*scatter(canvas, 0.9, 0.45), strict=True):
+    for x, y in zip(centers_x, centers_y, strict=True):
         angle = canvas.rng.uniform(0.0, tau)
         dx = canvas.x - x
         dy = canvas.y - y
@@ -209,8 +221,10 @@ def freckled(canvas: Canvas) -> Floats:
 
 
 def grid(canvas: Canvas) -> Floats:
-    half = canvas.rng.uniform(0.06, 0.1)
-    return np.maximum(lines(canvas.x, half, canvas.pixel), lines(canvas.y, half, canvas.pixel))
+    half_width = canvas.rng.uniform(0.06, 0.1)
+    vertical = lines(canvas.x, half_width, canvas.pixel)
+    horizontal = lines(canvas.y, half_width, canvas.pixel)
+    return np.maximum(vertical, horizontal)
 
 
 def grooved(canvas: Canvas) -> Floats:
@@ -219,13 +233,17 @@ def grooved(canvas: Canvas) -> Floats:
 
 
 def honeycombed(canvas: Canvas) -> Floats:
+    # The centers of the hexagons form two grids of rectangles with sides 1 and sqrt(3). One grid is shifted
+    # by half a rectangle.
     root = np.sqrt(3.0)
-    distance = np.full(canvas.x.shape, 1e9)
+    distance = np.full(canvas.x.shape, 1e9)  # from the nearest center, and 0.5 at the edge of its hexagon
     for shift in (0.0, 0.5):
         dx = np.abs(integer_offset(canvas.x + shift))
         dy = np.abs(integer_offset(canvas.y / root + shift)) * root
-        distance = np.minimum(distance, np.maximum(dx, 0.5 * dx + 0.5 * root * dy))
-    return canvas.ink(distance - canvas.rng.uniform(0.4, 0.44))
+        hexagonal = np.maximum(dx, 0.5 * dx + 0.5 * root * dy)
+        distance = np.minimum(distance, hexagonal)
+    inner_radius = canvas.rng.uniform(0.4, 0.44)
+    return canvas.ink(distance - inner_radius)
 
 
 def lined(canvas: Canvas) -> Floats:
@@ -235,7 +253,9 @@ def lined(canvas: Canvas) -> Floats:
 
 def marbled(canvas: Canvas) -> Floats:
     flow = canvas.x * 0.35 + 0.55 * fractal(canvas.rng, canvas.size, 1.5, 4)
-    return 0.75 * np.abs(np.sin(np.pi * flow)) ** 0.6 + 0.25 * edge(noise(canvas.rng, canvas.size, 3), 2.0)
+    veins = np.abs(np.sin(np.pi * flow)) ** 0.6
+    clouds = edge(noise(canvas.rng, canvas.size, 3), 2.0)
+    return 0.75 * veins + 0.25 * clouds
 
 
 def pitted(canvas: Canvas) -> Floats:
@@ -263,15 +283,19 @@ def scaly(canvas: Canvas) -> Floats:
         dx = integer_offset(canvas.x + 0.5 * (candidate_row % 2.0))
         dy = canvas.y - candidate_row * 0.5
         distance = np.hypot(dx, dy + 0.05)
-        ink = np.where((distance < 0.56) & (dy > -0.5), 1.0 - canvas.ink(distance - 0.44, 3.0), ink)
+        is_covered = (distance < 0.56) & (dy > -0.5)
+        scale = 1.0 - canvas.ink(distance - 0.44, 3.0)
+        ink = np.where(is_covered, scale, ink)
     return ink * (0.7 + 0.3 * (canvas.y * 2.0 - row))
 
 
 def spiralled(canvas: Canvas) -> Floats:
     dx, dy = _from_center(canvas)
-    arms = canvas.rng.integers(1, 3)
+    num_arms = canvas.rng.integers(1, 3)
     direction = canvas.rng.choice((-1.0, 1.0))
-    return canvas.ink(np.sin(np.hypot(dx, dy) * tau * 0.8 + direction * arms * np.arctan2(dy, dx)), 6.0)
+    radius = np.hypot(dx, dy)
+    angle = np.arctan2(dy, dx)
+    return canvas.ink(np.sin(radius * tau * 0.8 + direction * num_arms * angle), 6.0)
 
 
 def stratified(canvas: Canvas) -> Floats:
@@ -306,7 +330,9 @@ def woven(canvas: Canvas) -> Floats:
     across = np.where(over, integer_offset(canvas.x - 0.5), integer_offset(canvas.y - 0.5))
     along = np.where(over, integer_offset(canvas.y - 0.5), integer_offset(canvas.x - 0.5))
     thread = np.sqrt(np.clip(1.0 - (across / 0.46) ** 2, 0.0, 1.0))
-    return thread * (0.55 + 0.45 * np.cos(np.pi * along)) * np.where(over, 1.0, 0.65)
+    height = 0.55 + 0.45 * np.cos(np.pi * along)
+    tone = np.where(over, 1.0, 0.65)
+    return thread * height * tone
 
 
 def wrinkled(canvas: Canvas) -> Floats:
@@ -316,15 +342,18 @@ def wrinkled(canvas: Canvas) -> Floats:
 
 
 def zigzagged(canvas: Canvas) -> Floats:
-    return canvas.ink(np.sin(tau * (0.8 * canvas.x + np.abs(integer_offset(canvas.y)))), 6.0)
+    zigzag = np.abs(integer_offset(canvas.y))
+    return canvas.ink(np.sin(tau * (0.8 * canvas.x + zigzag)), 6.0)
 
 
 def _draw(pattern: Pattern, rng: np.random.Generator, size: int) -> Pixels:
     low, high = pattern.tiles
     tiles = float(np.exp(rng.uniform(np.log(low), np.log(high))))
-    ink = pattern.draw(Canvas.pattern(rng, size, tiles, turn=pattern.turn, warp=pattern.warp))
+    canvas = Canvas.pattern(rng, size, tiles, turn=pattern.turn, warp=pattern.warp)
+    ink = pattern.draw(canvas)
     background, color = contrasting_colors(rng)
-    return light_and_quantize(rng, blend(background, color, ink))
+    image = blend(background, color, ink)
+    return light_and_quantize(rng, image)
 
 
 TEXTURES = RenderedSet(

@@ -15,19 +15,26 @@ import torch
 from torch import Tensor
 
 _FOLDER = resources.files("prometar.embedded")
-MINI_VOCABULARY: tuple[str, ...] = tuple((_FOLDER / "vocabulary.txt").read_text(encoding="utf-8").split())
+_VOCABULARY_FILE = _FOLDER / "vocabulary.txt"
+MINI_VOCABULARY: tuple[str, ...] = tuple(_VOCABULARY_FILE.read_text(encoding="utf-8").split())
 """100 nouns that `mini` was also pretrained on. None of them is a class of a rendered dataset."""
 
-TOKEN_TABLE = "token_embedding.weight"  # name in the state dict
-# Names in mini.safetensors.
+TOKEN_TABLE = "token_embedding.weight"
+"""Name of the token table in the state dict."""
 ROW_IDS = "token_rows/ids"
+"""Name of the numbers of the changed rows in mini.safetensors."""
 ROW_VALUES = "token_rows/values"
+"""Name of the values of the changed rows in mini.safetensors."""
 
 
 def initial_token_table(vocab_size: int, width: int) -> Tensor:
-    """Return the initial token table: normally distributed (std 0.02), identical on all platforms."""
+    """Return the token table (vocab_size, width) before pretraining, which is identical on all platforms.
+
+    Its values are normally distributed with a standard deviation of 0.02.
+    """
     rng = np.random.Generator(np.random.PCG64(0))
-    return torch.from_numpy(rng.standard_normal((vocab_size, width), dtype=np.float32) * np.float32(0.02))
+    values = rng.standard_normal((vocab_size, width), dtype=np.float32)
+    return torch.from_numpy(values * np.float32(0.02))
 
 
 def mini_config() -> dict[str, Any]:
@@ -42,8 +49,11 @@ def load_mini() -> dict[str, Tensor]:
     All callers share the cached tensors, so clone them before changing them.
     """
     stored = safetensors.torch.load((_FOLDER / "mini.safetensors").read_bytes())
-    ids = stored.pop(ROW_IDS)
+    ids = stored.pop(ROW_IDS).long()
     values = stored.pop(ROW_VALUES).float()
-    table = initial_token_table(mini_config()["text_cfg"]["vocab_size"], values.shape[1])
-    table[ids.long()] = values
-    return {name: value.float() for name, value in stored.items()} | {TOKEN_TABLE: table}
+    vocab_size = mini_config()["text_cfg"]["vocab_size"]
+    table = initial_token_table(vocab_size, values.shape[1])
+    table[ids] = values
+    state = {name: value.float() for name, value in stored.items()}
+    state[TOKEN_TABLE] = table
+    return state
