@@ -1,7 +1,12 @@
-"""Every sampler and pruner: settings lie in the space, and depend on seed, number and results alone."""
+"""Contracts of all samplers and pruners.
+
+Sampled settings lie in the space, and depend only on the seed, the trial's number and earlier results.
+"""
 
 import random
 import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,27 +37,48 @@ BASELINE: dict[str, dict[str, Any]] = {
     "plain": {"optim.lr": 0.0025, "augment.jitter": 0.0, "data.shots": 16, "regularizer.kind": "l1"},
     "conditional": {"regularizer.kind": "l1", "regularizer.text_weight": 50.0, "optim.lr": 0.0025},
 }
-TRIALS = STARTUP_TRIALS + 2  # a model samples the last two
+TRIALS = STARTUP_TRIALS + 2
+"""Number of trials. The first ones are random, and the sampler's model chooses the last two."""
 
 
 def store_of(
     folder: Path, sampler: str, space: str, storage: BaseStorage | None = None, **options: Any
 ) -> TrialStore:
-    """A store in memory: a database takes ten times as long."""
+    """Return a trial store in memory, which is ten times as fast as a database.
+
+    Args:
+        folder: Parent of the study's folder.
+        sampler: Name of the sampler.
+        space: Name of the space, a key of `SPACES`.
+        storage: Storage of another store, to resume its study. Default: an empty one.
+        options: Options of `open_store`.
+    """
     options = {"trials": TRIALS, **options}
-    return open_store(
-        folder, storage=storage or InMemoryStorage(), sampler=sampler, space=SPACES[space], **options
-    )
+    if storage is None:
+        storage = InMemoryStorage()
+    return open_store(folder, storage=storage, sampler=sampler, space=SPACES[space], **options)
 
 
 def value_of(settings: dict[str, Any]) -> float:
-    return 60.0 - 10 * abs(settings["optim.lr"] - 0.05) - settings.get("regularizer.text_weight", 3.0) / 10
+    """Return an objective in percent, which is highest at a learning rate of 0.05 and a low weight."""
+    distance = abs(settings["optim.lr"] - 0.05)
+    weight = settings.get("regularizer.text_weight", 3.0)
+    return 60.0 - 10 * distance - weight / 10
 
 
 def run(
     store: TrialStore, *, concurrent: int = 1, order: random.Random | None = None
 ) -> list[dict[str, Any]]:
-    """Settings by number. Concurrent trials end in a random order."""
+    """Complete all trials of a store.
+
+    Args:
+        store: The trial store.
+        concurrent: Number of trials that run at the same time.
+        order: Random generator that chooses which of them ends next. Default: the oldest.
+
+    Returns:
+        Settings of the trials, ordered by number.
+    """
     sampled: dict[int, dict[str, Any]] = {}
     running: list[Any] = []
     while True:
@@ -64,75 +90,121 @@ def run(
             sampled[trial.number] = trial.params
         if not running:
             return [sampled[number] for number in sorted(sampled)]
-        ended = running.pop(order.randrange(len(running)) if order else 0)
+        position = 0
+        if order is not None:
+            position = order.randrange(len(running))
+        ended = running.pop(position)
         store.report(ended.number, report(ended, objective=value_of(ended.params)))
+
+
+@pytest.fixture(scope="module")
+def sampled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], list[dict[str, Any]]]:
+    """A function that returns the settings of a whole study, given the names of its sampler and its space."""
+
+    @cache
+    def run_study(sampler: str, space: str) -> list[dict[str, Any]]:
+        return run(store_of(tmp_path_factory.mktemp("whole"), sampler, space))
+
+    return run_study
 
 
 @pytest.mark.parametrize("space", SPACES)
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_settings_lie_in_the_space_and_are_reproducible(tmp_path: Path, sampler: str, space: str) -> None:
-    whole = run(store_of(tmp_path, sampler, space))
-    parsed = space_from(SPACES[space])
-    assert len({repr(each) for each in whole}) == TRIALS
+def test_the_baseline_is_first_and_other_samples_lie_in_the_space(
+    sampler: str, space: str, sampled: Callable[[str, str], list[dict[str, Any]]]
+) -> None:
+    whole = sampled(sampler, space)
+
     assert whole[0] == BASELINE[space]
+    assert len({repr(each) for each in whole}) == TRIALS, "no settings are repeated"
+    parsed = space_from(SPACES[space])
     for each in whole:
         assert parsed.check(each, where="a sample") == each
         assert set(each) == {key for key, entry in parsed.ranges.items() if entry.is_active(each)}
+
+
+@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_study_that_is_resumed_several_times_samples_the_same_settings(
+    tmp_path: Path, sampler: str, space: str, sampled: Callable[[str, str], list[dict[str, Any]]]
+) -> None:
     storage = InMemoryStorage()
-    parts = []
+    resumed = []
     for trials in (3, STARTUP_TRIALS, TRIALS - 1, TRIALS):
-        parts += run(store_of(tmp_path, sampler, space, storage, trials=trials))
-    assert parts == whole
-    assert run(store_of(tmp_path, sampler, space, seed=6, trials=4))[1:] != whole[1:4]
+        resumed += run(store_of(tmp_path, sampler, space, storage, trials=trials))
+
+    assert resumed == sampled(sampler, space)
+
+
+@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_another_seed_samples_other_settings(
+    tmp_path: Path, sampler: str, space: str, sampled: Callable[[str, str], list[dict[str, Any]]]
+) -> None:
+    other_seed = run(store_of(tmp_path, sampler, space, seed=6, trials=4))
+    assert other_seed[1:] != sampled(sampler, space)[1:4]
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_concurrent_trials_are_sampled_as_reproducibly(tmp_path: Path, sampler: str) -> None:
-    four = [run(store_of(tmp_path, sampler, "plain"), concurrent=4, order=random.Random(1)) for _ in range(2)]
-    assert four[0] == four[1]
-    same = TRIALS if sampler == "random" else STARTUP_TRIALS
-    assert four[0][:same] == run(store_of(tmp_path, sampler, "plain", trials=same))
+    first = run(store_of(tmp_path, sampler, "plain"), concurrent=4, order=random.Random(1))
+    second = run(store_of(tmp_path, sampler, "plain"), concurrent=4, order=random.Random(1))
+    assert first == second
+
+    # Samples of a model depend on which trials have ended, so they differ from those of a sequential study.
+    num_independent = TRIALS if sampler == "random" else STARTUP_TRIALS
+    sequential = run(store_of(tmp_path, sampler, "plain", trials=num_independent))
+    assert first[:num_independent] == sequential
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "gp"])
 def test_a_model_waits_for_the_first_wave(tmp_path: Path, sampler: str) -> None:
-    chance = run(store_of(tmp_path, "random", "plain", trials=12))
+    """The first wave consists of the trials that start before any result exists."""
+    random_settings = run(store_of(tmp_path, "random", "plain", trials=12))
 
-    def modelled(concurrency: int) -> int:
+    def first_modelled(concurrency: int) -> int:
+        """Return the number of the first trial whose settings are not random."""
         sampled = run(store_of(tmp_path, sampler, "plain", trials=12, concurrency=concurrency))
-        return next(number for number in range(12) if sampled[number] != chance[number])
+        return next(number for number in range(12) if sampled[number] != random_settings[number])
 
-    assert [modelled(1), modelled(10)] == [STARTUP_TRIALS, 10]
+    assert first_modelled(concurrency=1) == STARTUP_TRIALS
+    assert first_modelled(concurrency=10) == 10
+
+
+def quality_of(number: int) -> float:
+    """Return the objective of a trial in its first epoch. Every third trial is far better than the rest."""
+    if number == 0:
+        return 1.0  # the baseline is poor, so a pruner would prune it
+    if number % 3 == 0:
+        return float(100 + number)
+    return number % 3 - number / 100
 
 
 @pytest.mark.parametrize("pruner", PRUNERS)
 def test_every_pruner_keeps_the_baseline_and_the_best(tmp_path: Path, pruner: str) -> None:
-    store = store_of(
-        tmp_path, "random", "plain", pruner=pruner, trials=30, settings={"train.epochs": 9}, concurrency=9
-    )
+    num_epochs = 9
+    settings = {"train.epochs": num_epochs}
+    store = store_of(tmp_path, "random", "plain", pruner=pruner, trials=30, settings=settings, concurrency=9)
     pruned: list[int] = []
     for number in range(30):
         trial = store.ask()
         assert trial is not None
-        if number == 0:
-            quality = 1.0
-        elif number % 3 == 0:
-            quality = float(100 + number)
-        else:
-            quality = number % 3 - number / 100
-        for epoch in range(1, 10):
-            figures = report(trial, epoch, of=9, objective=quality * epoch)
-            if not store.report(number, figures) and epoch < 9:
+        quality = quality_of(number)
+        for epoch in range(1, num_epochs + 1):
+            figures = report(trial, epoch, of=num_epochs, objective=quality * epoch)
+            if not store.report(number, figures) and epoch < num_epochs:
                 pruned.append(number)
                 assert epoch >= 2, "the first epoch decides nothing"
-                assert number > 0
-                assert quality < 100
+                assert number > 0, "the baseline is kept"
+                assert quality < 100, "the best are kept"
                 break
+
     assert bool(pruned) == (pruner != "none")
     if pruner in ("percentile", "median"):
         assert min(pruned) >= 9, "the first wave finishes"
 
 
+# Module of a user. `sampler`, `outside`, `nothing`, `pruner` and `lost` are what --sampler and --pruner name.
 CUSTOM = """
 from optuna.exceptions import StorageInternalError
 from optuna.pruners import BasePruner
@@ -185,30 +257,43 @@ def lost(epochs):
 
 @pytest.fixture
 def custom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make `CUSTOM` importable as `own_choices`."""
     (tmp_path / "own_choices.py").write_text(CUSTOM)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "own_choices", raising=False)
 
 
 @pytest.mark.usefixtures("custom")
-def test_custom_samplers_and_pruners_that_fail_are_named(tmp_path: Path) -> None:
-    store = store_of(tmp_path, "own_choices:sampler", "plain", pruner="own_choices:pruner")
-    first = store.ask()
-    second = store.ask()
-    assert first is not None
-    assert second is not None
+def test_a_custom_sampler_that_fails_is_named(tmp_path: Path) -> None:
+    store = store_of(tmp_path, "own_choices:sampler", "plain")
+    assert store.ask() is not None
+    assert store.ask() is not None
     with pytest.raises(UserError, match=r"own_choices:sampler fails: ZeroDivisionError"):
         store.ask()
-    assert store.report(0, report(first, of=2, objective=50.0)), "the baseline is never pruned"
+
+
+@pytest.mark.usefixtures("custom")
+def test_a_custom_pruner_that_fails_is_named(tmp_path: Path) -> None:
+    store = store_of(tmp_path, "own_choices:sampler", "plain", pruner="own_choices:pruner")
+    baseline = store.ask()
+    second = store.ask()
+    assert baseline is not None
+    assert second is not None
+
+    assert store.report(0, report(baseline, of=2, objective=50.0)), "the baseline is never pruned"
     with pytest.raises(UserError, match=r"own_choices:pruner fails: IndexError: no curve \(own_choices.py"):
         store.report(1, report(second, of=2, objective=50.0))
+
+
+@pytest.mark.usefixtures("custom")
+def test_a_custom_sampler_that_is_none_is_refused(tmp_path: Path) -> None:
     expected = "--sampler own_choices:nothing must return an Optuna sampler, got None"
     with pytest.raises(UserError, match=expected):
         store_of(tmp_path, "own_choices:nothing", "plain").ask()
 
 
 @pytest.mark.usefixtures("custom")
-def test_a_lost_storage_is_no_error_of_a_custom_pruner(tmp_path: Path) -> None:
+def test_a_lost_storage_is_not_reported_as_an_error_of_a_custom_pruner(tmp_path: Path) -> None:
     store = store_of(tmp_path, "random", "plain", pruner="own_choices:lost")
     store.ask()
     trial = store.ask()
@@ -224,4 +309,6 @@ def test_a_sample_outside_the_space_is_refused_and_not_stored(tmp_path: Path) ->
     store.ask()
     with pytest.raises(UserError, match=r"own_choices:outside sampled data.shots = 17, outside 1 \.\. 16"):
         store.ask()
-    assert len(storage.get_all_trials(storage.get_study_id_from_name("s"))) == 1
+
+    study_id = storage.get_study_id_from_name("s")
+    assert len(storage.get_all_trials(study_id)) == 1, "only the baseline"
