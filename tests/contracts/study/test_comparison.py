@@ -11,11 +11,12 @@ from tests.support.driver import NAME, run_fake
 def test_runs_of_the_final_test_are_found_by_their_settings(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for seed, name in enumerate("ab"):
-        datasets = ["textures", "cells"]
-        finals, _ = run_fake(tmp_path, trials=4, seed=7 + seed, final_seeds=(1, 2), dataset=datasets)
-        assert finals["selected"]["number"] > 0
+    datasets = ["textures", "cells"]
+    for name, seed in (("a", 7), ("b", 8)):
+        finals, _ = run_fake(tmp_path, trials=4, seed=seed, final_seeds=(1, 2), dataset=datasets)
+        assert finals["selected"]["number"] > 0, "other settings than the default ones"
         (tmp_path / NAME).rename(tmp_path / name)
+
     assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
     text = capsys.readouterr().out
     assert "a method minus a selected in points" in text
