@@ -1,4 +1,4 @@
-"""A study that is killed, resumed with more trials, tested, by commands and in Python. Its files are used."""
+"""A whole study of short runs: it is killed, resumed with more trials, tested, and its files are used."""
 
 import json
 import os
@@ -57,6 +57,11 @@ def command(root: Path, out: Path, *more: str) -> list[str]:
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], *, seconds: float = 300) -> None:
+    """Wait until a condition holds.
+
+    Raises:
+        AssertionError: The process ended before, or the time is over.
+    """
     deadline = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.communicate()
@@ -168,6 +173,7 @@ def _search_and_confirm(root: Path, out: Path) -> str:
 
 
 def optuna_study(folder: Path) -> optuna.Study:
+    """Return a study as the database in its folder has it."""
     return optuna.load_study(study_name="dtd", storage=f"sqlite:///{folder / 'study.db'}")
 
 
@@ -202,9 +208,7 @@ def test_the_confirmation_reruns_the_default_and_the_best_settings(finished: Fin
         assert [run.seed for run in candidate.runs] == [1000]
 
 
-def test_the_settings_with_the_highest_confirmed_mean_are_selected_and_tested(
-    finished: FinishedStudy,
-) -> None:
+def test_the_settings_with_the_highest_confirmed_mean_are_selected(finished: FinishedStudy) -> None:
     found = read_records(finished.folder)
     assert found.confirmation is not None
     assert found.final_test is not None
@@ -238,10 +242,12 @@ def test_training_with_best_yaml_repeats_a_run_of_the_final_test(
 ) -> None:
     best = finished.folder / "best.yaml"
     run = tmp_path / "run"
+
     assert prometar_main(["train", "--config", str(best), "--out", str(run)]) == 0
     trained = accuracies_in(capsys.readouterr().out)
     assert prometar_main(["evaluate", str(run)]) == 0
     assert accuracies_in(capsys.readouterr().out) == trained
+
     test = read_records(finished.folder).final_test
     assert test is not None
     dtd = test.datasets["dtd"]
@@ -271,7 +277,12 @@ def test_optuna_dashboard_opens_the_study(finished: FinishedStudy) -> None:
         "wsgi.input": None,
         "wsgi.errors": sys.stderr,
     }
-    body = b"".join(app(environment, lambda line, headers, *rest: status.append(line)))
+
+    def start_response(line: str, headers: object, *_: object) -> None:
+        status.append(line)
+
+    body = b"".join(app(environment, start_response))
+
     assert status == ["200 OK"]
     (shown,) = json.loads(body)["study_summaries"]
     assert shown["study_name"] == "dtd"

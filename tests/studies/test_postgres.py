@@ -1,4 +1,4 @@
-"""A study in PostgreSQL: a real server, a killed process, and a server that goes away and comes back."""
+"""A study in a real PostgreSQL server, which stops and starts again, and whose clients are killed."""
 
 import os
 import shutil
@@ -27,27 +27,38 @@ psycopg = pytest.importorskip("psycopg")
 
 
 class Server:
-    """A PostgreSQL server on 127.0.0.1. It refuses to run as root, so it runs as nobody then."""
+    """A PostgreSQL server on 127.0.0.1.
+
+    PostgreSQL refuses to run as root. If the tests run as root, the server runs as the user "nobody".
+
+    Args:
+        folder: Empty folder of the server.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._process = None
+        self._process: subprocess.Popen[bytes] | None = None
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self._port = free.getsockname()[1]
         self.url = f"postgresql+psycopg://study:{PASSWORD}@127.0.0.1:{self._port}/postgres"
-        self._as: dict[str, Any] = {"cwd": folder, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        self._popen_options: dict[str, Any] = {
+            "cwd": folder,
+            "stdout": subprocess.DEVNULL,
+            "stderr": subprocess.DEVNULL,
+        }
         if os.getuid() == 0:
-            self._as |= {"user": "nobody", "group": "nogroup", "extra_groups": []}
+            self._popen_options |= {"user": "nobody", "group": "nogroup", "extra_groups": []}
             shutil.chown(folder, "nobody", "nogroup")
         (folder / "password").write_text(PASSWORD)
         (folder / "password").chmod(0o644)
         options = ["--username=study", "--auth=scram-sha-256", "--pwfile=password", "--no-sync"]
-        subprocess.run(["initdb", "--pgdata=data", *options], check=True, timeout=200, **self._as)
+        subprocess.run(["initdb", "--pgdata=data", *options], check=True, timeout=200, **self._popen_options)
 
     def start(self) -> None:
+        """Start the server and wait until it answers, at most 120 s."""
+        # -k "": no socket in the file system. -F: do not wait for the disk.
         options = ["-h", "127.0.0.1", "-p", str(self._port), "-k", "", "-F"]
-        self._process = subprocess.Popen(["postgres", "-D", "data", *options], **self._as)
+        self._process = subprocess.Popen(["postgres", "-D", "data", *options], **self._popen_options)
         end = time.monotonic() + 120
         while True:
             try:
@@ -59,7 +70,7 @@ class Server:
                 time.sleep(0.1)
 
     def stop(self) -> None:
-        """Stop it at once, with all its connections."""
+        """Stop the server at once. All connections break."""
         if self._process is not None:
             self._process.send_signal(signal.SIGQUIT)
             self._process.wait(120)
@@ -80,7 +91,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture
 def url(server: Server, request: pytest.FixtureRequest) -> str:
-    """A database for one test."""
+    """The URL of a new database."""
     name = f"test{abs(hash(request.node.name))}"
     with psycopg.connect(server.url.replace("+psycopg", ""), autocommit=True) as connection:
         connection.execute(f"create database {name}")
@@ -88,14 +99,14 @@ def url(server: Server, request: pytest.FixtureRequest) -> str:
 
 
 def opened(url: str) -> tuple[RDBStorage, int]:
-    """The storage, and the ID of its study."""
+    """Return the storage of a database, and the ID of its study, which is created if it does not exist."""
     storage = open_storage(url)
     study = optuna.create_study(storage=storage, study_name=NAME, direction="maximize", load_if_exists=True)
     return storage, storage.get_study_id_from_name(study.study_name)
 
 
 def stored(url: str) -> list[tuple[str, dict[str, Any]]]:
-    """State and settings of all trials."""
+    """Return the states and settings of all trials in a database."""
     storage, study = opened(url)
     trials = storage.get_all_trials(study)
     storage.engine.dispose()  # the server must be free to stop
@@ -103,7 +114,16 @@ def stored(url: str) -> list[tuple[str, dict[str, Any]]]:
 
 
 def drive(out: Path, url: str, *hanging: int) -> "subprocess.Popen[str]":
-    """A process that drives the study, once it can only wait for its hanging trials."""
+    """Start `tests.support.store_process`, which runs the trials of a study without training.
+
+    Args:
+        out: Parent of the study's folder.
+        url: URL of the database.
+        hanging: Numbers of trials that never end. If there are any, wait until only these trials are left.
+
+    Returns:
+        The process.
+    """
     command = [sys.executable, "-m", "tests.support.store_process", str(out), url, *map(str, hanging)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     if hanging:
@@ -113,29 +133,37 @@ def drive(out: Path, url: str, *hanging: int) -> "subprocess.Popen[str]":
 
 
 def test_a_killed_process_and_a_lost_server_lose_no_trial(server: Server, url: str, tmp_path: Path) -> None:
-    """One study for both."""
+    """One study meets both, because a start of the server takes seconds."""
+    # The process is killed while the trials 2 and 3 run.
     with drive(tmp_path, url, 2, 3) as killed:
         killed.kill()
         assert killed.wait() == -signal.SIGKILL
     trials = stored(url)
     assert [state for state, _ in trials] == ["COMPLETE", "COMPLETE", "RUNNING", "RUNNING"]
-    with drive(tmp_path, url, 3) as lost:
-        assert [state for state, _ in stored(url)] == [*["COMPLETE"] * 3, "RUNNING"]
+
+    # Another process completes trial 2. Then it loses the server.
+    with drive(tmp_path, url, 3) as loses_server:
+        assert [state for state, _ in stored(url)] == ["COMPLETE", "COMPLETE", "COMPLETE", "RUNNING"]
         server.stop()
-        _, errors = lost.communicate(timeout=120)
-        assert lost.returncode == 1
+        _, errors = loses_server.communicate(timeout=120)
+        assert loses_server.returncode == 1
+    assert errors.endswith("then rerun the same command to resume.\n")
+    assert errors.count("\n") == 1
+    assert PASSWORD not in errors
+
+    # Without a server, the study cannot be opened.
     try:
         with (
-            pytest.raises(InfrastructureError, match=r"The study storage postgresql.* failed") as down,
+            pytest.raises(InfrastructureError, match=r"The study storage postgresql.* failed") as caught,
             convert_db_errors(url),
         ):
             open_store(tmp_path, url=url)
     finally:
         server.start()
-    assert errors.endswith("then rerun the same command to resume.\n")
-    assert errors.count("\n") == 1
-    assert "\n" not in str(down.value)
-    assert PASSWORD not in f"{errors}{down.value}"
+    assert "\n" not in str(caught.value)
+    assert PASSWORD not in str(caught.value)
+
+    # With the server, all trials are completed with the settings that they had.
     with drive(tmp_path, url) as resumed:
         _, errors = resumed.communicate(timeout=120)
         assert resumed.returncode == 0, errors
@@ -155,7 +183,7 @@ def test_a_connection_that_was_closed_while_idle_is_opened_again(url: str) -> No
 
 
 def test_no_statement_is_prepared_on_a_connection_that_a_pooler_may_share(url: str) -> None:
-    """psycopg would prepare the sixth."""
+    """By default, psycopg prepares a statement that has been executed more than five times."""
     storage, study = opened(url)
     for value in range(12):
         storage.set_study_user_attr(study, "key", value)
@@ -171,6 +199,7 @@ def test_no_statement_is_prepared_on_a_connection_that_a_pooler_may_share(url: s
         (("/test", "/none"), "does not exist", 1),
         (("psycopg", "no_driver"), "is invalid", 2),
     ],
+    ids=["password", "database", "driver"],
 )
 def test_a_wrong_url_is_one_line_without_the_password(
     url: str, tmp_path: Path, change: tuple[str, str], message: str, status: int
