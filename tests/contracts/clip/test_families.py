@@ -1,4 +1,4 @@
-"""Supported model families against open_clip's modules, and from training to an exported classifier."""
+"""Supported model families: equal to open_clip's modules, and usable from training to export."""
 
 import json
 from functools import cache
@@ -33,6 +33,7 @@ TEXTS = ["a photo of a cat .", "a photo of a woven polka dotted thing .", "a pho
 
 @pytest.fixture(autouse=True)
 def _tiny_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Register a tiny model of each family in open_clip."""
     families.register(monkeypatch)
 
 
@@ -47,66 +48,83 @@ def loaded(name: str) -> tuple[Any, Backbone]:
 
 
 def images(clip: Clip) -> Tensor:
+    """Return two random images, the same for each call."""
     size = clip.image_size
     return torch.randn(2, 3, size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.mark.parametrize("name", families.CONFIGS)
-def test_features_and_logits_are_open_clips(name: str) -> None:
+def test_features_and_logits_are_those_of_open_clip(name: str) -> None:
     model, backbone = loaded(name)
     clip = backbone.clip
+    pixels = images(clip)
     ids = backbone.tokenize(TEXTS)
-    image = encode_image(clip, embed_images(clip, images(clip)))
+
+    image = encode_image(clip, embed_images(clip, pixels))
     text = encode_text(clip, text_input(clip, ids))
-    torch.testing.assert_close(
-        image, model.encode_image(images(clip), normalize=False), rtol=1e-9, atol=1e-10
-    )
+
+    torch.testing.assert_close(image, model.encode_image(pixels, normalize=False), rtol=1e-9, atol=1e-10)
     torch.testing.assert_close(text, model.encode_text(ids, normalize=False), rtol=1e-9, atol=1e-10)
     # SigLIP's logit bias is omitted, because it is the same for all classes.
-    theirs = model.encode_image(images(clip), normalize=True) @ model.encode_text(ids, normalize=True).T
-    ours = clip.logit_scale * nn.functional.normalize(image) @ nn.functional.normalize(text).T
-    torch.testing.assert_close(ours, model.logit_scale.exp() * theirs, rtol=1e-8, atol=1e-10)
+    expected_cosines = model.encode_image(pixels, normalize=True) @ model.encode_text(ids, normalize=True).T
+    logits = clip.logit_scale * nn.functional.normalize(image) @ nn.functional.normalize(text).T
+    torch.testing.assert_close(logits, model.logit_scale.exp() * expected_cosines, rtol=1e-8, atol=1e-10)
+
+
+SIGLIP_FAMILIES = [name for name in families.CONFIGS if "siglip" in name]
 
 
 @pytest.mark.parametrize("layers", [set(), {0}, {1}, {0, 1, 2}, {2}], ids=str)
-@pytest.mark.parametrize("name", [name for name in families.CONFIGS if "siglip" in name])
-def test_prompts_and_their_gradients_are_those_of_open_clips_modules(name: str, layers: set[int]) -> None:
+@pytest.mark.parametrize("name", SIGLIP_FAMILIES)
+def test_text_prompts_and_their_gradients_are_those_of_open_clips_modules(
+    name: str, layers: set[int]
+) -> None:
     model, backbone = loaded(name)
     clip = backbone.clip
     ids = backbone.tokenize(TEXTS)
-    text = random_prompts(layers, 4, clip.text.width)
-    compare(
-        encode_text(clip, text_input(clip, ids, num_context=4), text),
-        plain_text(model, ids, text, clip.num_start),
-        text,
-        rtol=1e-8,
-    )
-    vision = random_prompts(layers, 3, clip.vision.width)
+    prompts = random_prompts(layers, 4, clip.text.width)
+    features = encode_text(clip, text_input(clip, ids, num_context=4), prompts)
+    compare(features, plain_text(model, ids, prompts, clip.num_start), prompts, rtol=1e-8)
+
+
+@pytest.mark.parametrize("layers", [set(), {0}, {1}, {0, 1, 2}, {2}], ids=str)
+@pytest.mark.parametrize("name", SIGLIP_FAMILIES)
+def test_image_prompts_and_their_gradients_are_those_of_open_clips_modules(
+    name: str, layers: set[int]
+) -> None:
+    model, backbone = loaded(name)
+    clip = backbone.clip
     pixels = images(clip)
-    ours = encode_image(clip, embed_images(clip, pixels), vision)
-    compare(ours, plain_image(model, pixels, vision), vision, rtol=1e-8)
+    prompts = random_prompts(layers, 3, clip.vision.width)
+    features = encode_image(clip, embed_images(clip, pixels), prompts)
+    compare(features, plain_image(model, pixels, prompts), prompts, rtol=1e-8)
 
 
 @pytest.mark.parametrize("layers", [{0, 1, 2}, {1}, {2}], ids=str)
 @pytest.mark.parametrize("name", families.CONFIGS)
-def test_the_derivatives_are_those_of_the_forward_pass(name: str, layers: set[int]) -> None:
-    """First and second derivatives, as in `test_derivatives`."""
+def test_first_and_second_derivatives_are_those_of_the_forward_pass(name: str, layers: set[int]) -> None:
     _, backbone = loaded(name)
     clip = backbone.clip
+
     text = text_input(clip, backbone.tokenize(TEXTS), num_context=2)
-    require_derivatives(lambda prompts: text_pass(clip, text, prompts), drawn(layers, 2, clip.text.width))
+    text_prompts = constant_prompts(layers, 2, clip.text.width)
+    require_derivatives(lambda prompts: text_pass(clip, text, prompts), text_prompts)
+
     tokens = embed_images(clip, images(clip))
-    require_derivatives(lambda p: image_pass(clip, tokens, p), drawn(layers, 3, clip.vision.width))
+    image_prompts = constant_prompts(layers, 3, clip.vision.width)
+    require_derivatives(lambda prompts: image_pass(clip, tokens, prompts), image_prompts)
 
 
-def drawn(layers: set[int], length: int, width: int) -> dict[int, Tensor]:
+def constant_prompts(layers: set[int], length: int, width: int) -> dict[int, Tensor]:
+    """Return random prompts by layer, which require no gradient."""
     return {layer: prompt.detach() for layer, prompt in random_prompts(layers, length, width).items()}
 
 
 @pytest.mark.parametrize("name", families.CONFIGS)
 def test_a_clip_without_weights_has_their_shapes(name: str, tmp_path: Path) -> None:
-    whole = load_clip(name, str(families.write_weights(name, tmp_path)))
-    assert [x.shape for x in tensors_of(clip_without_weights(name))] == [x.shape for x in tensors_of(whole)]
+    clip = load_clip(name, str(families.write_weights(name, tmp_path)))
+    shapes = [tensor.shape for tensor in tensors_of(clip)]
+    assert [tensor.shape for tensor in tensors_of(clip_without_weights(name))] == shapes
 
 
 @pytest.mark.parametrize(
@@ -129,16 +147,24 @@ def test_other_families_are_rejected_in_one_line(name: str) -> None:
         clip_without_weights(name)
 
 
-def test_images_are_normalised_as_the_weights_tag_says() -> None:
-    clip = clip_without_weights("ViT-M-32")
-    assert build_backbone("ViT-B-16", "openai", clip).mean == OPENAI_MEAN
-    assert build_backbone("ViT-B-16", None, clip).mean == OPENAI_MEAN
-    assert build_backbone("ViT-L-14", "laion400m_e32", clip).mean == OPENAI_MEAN
-    assert build_backbone("ViT-L-14", "a.safetensors", clip).mean == OPENAI_MEAN
-    assert build_backbone("ViT-L-14", "laion2b_s32b_b82k", clip).mean == (0.5, 0.5, 0.5)
+@pytest.mark.parametrize(
+    ("name", "pretrained", "mean"),
+    [
+        ("ViT-B-16", "openai", OPENAI_MEAN),
+        ("ViT-B-16", None, OPENAI_MEAN),
+        ("ViT-L-14", "laion400m_e32", OPENAI_MEAN),
+        ("ViT-L-14", "a.safetensors", OPENAI_MEAN),
+        ("ViT-L-14", "laion2b_s32b_b82k", (0.5, 0.5, 0.5)),
+    ],
+)
+def test_images_are_normalized_as_in_the_training_of_the_weights(
+    name: str, pretrained: str | None, mean: tuple[float, float, float]
+) -> None:
+    clip = clip_without_weights("ViT-M-32")  # a small one: only name and weights matter
+    assert build_backbone(name, pretrained, clip).mean == mean
 
 
-def test_the_pools_query_is_the_same_to_the_last_bit_on_every_cpu(tmp_path: Path) -> None:
+def test_the_query_of_the_attention_pool_is_the_same_to_the_last_bit_on_every_cpu(tmp_path: Path) -> None:
     """CPUs sum products in different orders. Rolled tensors simulate this."""
     name = "tiny-siglip"
     parts = ("visual.trunk.attn_pool.latent", "visual.trunk.attn_pool.q.weight")
@@ -156,31 +182,39 @@ def test_the_pools_query_is_the_same_to_the_last_bit_on_every_cpu(tmp_path: Path
 @pytest.mark.parametrize("name", families.CONFIGS)
 def test_a_file_in_float16_is_the_backbone_of_the_same_numbers_in_float32(name: str, tmp_path: Path) -> None:
     path = families.write_weights(name, tmp_path)
-    half = {key: t.half() if t.is_floating_point() else t for key, t in load_file(path).items()}
-    single = {key: t.float() if t.is_floating_point() else t for key, t in half.items()}
+    half = load_file(path)
+    single = load_file(path)
+    for key, tensor in half.items():
+        if tensor.is_floating_point():
+            half[key] = tensor.half()
+            single[key] = half[key].float()
+
     save_file(half, path)
     digest_of_half = weights_digest(load_clip(name, str(path)))
     save_file(single, path)
-    assert weights_digest(load_clip(name, str(path))) == digest_of_half
+    digest_of_single = weights_digest(load_clip(name, str(path)))
+    assert digest_of_single == digest_of_half
 
 
 @pytest.mark.parametrize(
     ("name", "method"), [("tiny-siglip", "prometar"), ("tiny-siglip", "cocoop"), ("tiny-siglip2", "maple")]
 )
 def test_exported_prompts_classify(name: str, method: str, small_dtd: Path, tmp_path: Path) -> None:
-    settings = {
-        "backbone.name": name,
-        "backbone.pretrained": "random",
-        "train.epochs": 1,
-        "data.shots": 1,
-        "train.batch_size": 6,
-    }
-    assigned = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+    settings = [
+        f"backbone.name={name}",
+        "backbone.pretrained=random",
+        "train.epochs=1",
+        "data.shots=1",
+        "train.batch_size=6",
+    ]
     run = tmp_path / "run"
     file = tmp_path / "prompts.safetensors"
-    data = ["--dataset", "dtd", "--data-root", str(small_dtd)]
-    assert main(["train", "--method", method, "--out", str(run), *data, *assigned]) == 0
+    args = ["--method", method, "--out", str(run), "--dataset", "dtd", "--data-root", str(small_dtd)]
+    for setting in settings:
+        args += ["--set", setting]
+    assert main(["train", *args]) == 0
     assert len(json.loads((run / "result.json").read_text())["history"]) == 1
+
     assert main(["export", str(run), "--to", str(file)]) == 0
     classifier = prometar.load(file, device="cpu")
     size = classifier.backbone.clip.image_size
@@ -189,7 +223,8 @@ def test_exported_prompts_classify(name: str, method: str, small_dtd: Path, tmp_
 
 
 def test_features_that_read_image_prompts_are_refused_with_an_attention_pool() -> None:
-    clip = loaded("tiny-siglip")[1].clip
+    _, backbone = loaded("tiny-siglip")
+    clip = backbone.clip
     with pytest.raises(UserError, match=r"^features.kind=representation reads .* attention pool"):
         check_components(Config(method="mmrl"), clip)
     require_fitting_tower(Config(method="maple"), build(Config(method="maple")), clip)

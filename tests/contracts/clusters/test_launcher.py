@@ -1,4 +1,4 @@
-"""The files for `ray up`: Ray's own schema, each cloud's fields, and what must hold on all of them."""
+"""Files for `ray up` in clusters/: they fit Ray's schema and the fields of their cloud, and are secure."""
 
 import copy
 from typing import Any
@@ -21,11 +21,15 @@ TOKEN = "~/.ray/auth_token"
 def check_launcher(text: str) -> None:
     """Check a file for `ray up`.
 
+    Args:
+        text: Content of the file.
+
     Raises:
-        jsonschema.ValidationError, ValueError: what is wrong.
+        jsonschema.ValidationError: The file does not fit Ray's schema.
+        ValueError: A cluster of this file would not be secure, or not run trials as intended.
     """
-    asked = yaml.safe_load(text)
-    config: dict[str, Any] = prepare_config(copy.deepcopy(asked))
+    given = yaml.safe_load(text)
+    config: dict[str, Any] = prepare_config(copy.deepcopy(given))
     validate_config(config)
     start = " ".join(config["head_start_ray_commands"])
     docker = config["docker"]
@@ -38,24 +42,35 @@ def check_launcher(text: str) -> None:
     require(docker["image"] == IMAGE, "another image")
     require("--volume=/mnt/shared:/mnt/shared" in docker["run_options"], "nothing is shared")
     require(not any(setup), "the launcher installs something")
-    if asked["provider"]["type"] != "local":
+    if given["provider"]["type"] != "local":
         _check_machines(config)
 
 
 def _check_machines(config: dict[str, Any]) -> None:
+    """Check the head and the kind of workers that a file starts in a cloud."""
     types = config["available_node_types"]
     head = types["head"]
     (worker,) = [types[name] for name in types if name != "head"]
-    trials_run_on_workers = head["resources"] == {"CPU": 0, "GPU": 0} and worker["resources"]["GPU"]
-    require(trials_run_on_workers, "trials run on workers with GPUs alone")
+    head_runs_nothing = head["resources"] == {"CPU": 0, "GPU": 0}
+    worker_has_gpus = worker["resources"]["GPU"] > 0
+    require(head_runs_nothing and worker_has_gpus, "trials run on workers with GPUs alone")
     mounts = any("/mnt/shared" in command for command in config["initialization_commands"])
     require(mounts, "nothing is mounted on /mnt/shared")
-    spots = [_check_machine(config["provider"]["type"], kind["node_config"]) for kind in (head, worker)]
-    require(spots == [False, True], "workers are spot machines, the head is none")
+    cloud = config["provider"]["type"]
+    require(not _is_spot_machine(cloud, head["node_config"]), "the head is a spot machine")
+    require(_is_spot_machine(cloud, worker["node_config"]), "workers are not spot machines")
 
 
-def _check_machine(cloud: str, machine: dict[str, Any]) -> bool:
-    """Whether it is a spot machine."""
+def _is_spot_machine(cloud: str, machine: dict[str, Any]) -> bool:
+    """Return whether a machine is a spot machine. Check the fields of machines of AWS.
+
+    Args:
+        cloud: "aws" or "gcp".
+        machine: Fields of the machine.
+
+    Raises:
+        ValueError: A field is invalid, or a machine of AWS has no security group.
+    """
     if cloud == "gcp":
         return bool(machine.get("scheduling", {}).get("provisioningModel") == "SPOT")
     shape = botocore.session.get_session().get_service_model("ec2").operation_model("RunInstances")
@@ -74,39 +89,45 @@ def test_a_launcher_file_keeps_the_head_closed_and_free_of_trials(name: str) -> 
     check_launcher(text_of(name))
 
 
-DAMAGES = [
-    *(
-        (name, *damage)
-        for name in FILES
-        for damage in (
-            ("cluster_name:", "clustername:", "'clustername' was unexpected"),
-            (IMAGE, "registry.example.com/prometar:latest", "another image"),
-            ("--num-cpus=0", "", "head would run trials"),
-            ("--dashboard-host=127.0.0.1", "--dashboard-host=0.0.0.0", "dashboard is open"),
-            ("RAY_AUTH_MODE=token", "RAY_AUTH_MODE=disabled", "no token"),
-            (f'"{TOKEN}": "{TOKEN}"', '"~/a": "~/b"', "no token"),
-            ("/mnt/shared:/mnt/shared", "/tmp:/mnt/other", "nothing is shared"),
-            (
-                "head_start_ray_commands",
-                "setup_commands: [pip install ray]\nhead_start_ray_commands",
-                "install",
-            ),
-        )
-    ),
+# Text of a file, what replaces it, and a part of the message that must follow.
+DAMAGES_OF_ALL_FILES = [
+    ("cluster_name:", "clustername:", "'clustername' was unexpected"),
+    (IMAGE, "registry.example.com/prometar:latest", "another image"),
+    ("--num-cpus=0", "", "head would run trials"),
+    ("--dashboard-host=127.0.0.1", "--dashboard-host=0.0.0.0", "dashboard is open"),
+    ("RAY_AUTH_MODE=token", "RAY_AUTH_MODE=disabled", "no token"),
+    (f'"{TOKEN}": "{TOKEN}"', '"~/a": "~/b"', "no token"),
+    ("/mnt/shared:/mnt/shared", "/tmp:/mnt/other", "nothing is shared"),
+    ("head_start_ray_commands", "setup_commands: [pip install ray]\nhead_start_ray_commands", "install"),
+]
+DAMAGES_OF_ONE_FILE = [
     ("aws.yaml", "SecurityGroupIds: [YOUR_GROUP]", "", "open to the world"),
     ("aws.yaml", "HttpTokens", "HttpToken", "HttpToken"),
-    ("aws.yaml", "MarketType: spot", "MarketType: capacity-block", "workers are spot"),
+    ("aws.yaml", "MarketType: spot", "MarketType: capacity-block", "workers are not spot"),
     ("aws.yaml", "CPU: 0, GPU: 0", "CPU: 4, GPU: 0", "on workers with GPUs alone"),
-    ("gcp.yaml", "      scheduling:\n", "      schedule:\n", "workers are spot"),
+    ("gcp.yaml", "      scheduling:\n", "      schedule:\n", "workers are not spot"),
     ("gcp.yaml", "CPU: 8, GPU: 1", "CPU: 8, GPU: 0", "on workers with GPUs alone"),
     ("onprem.yaml", "head_ip", "head_address", "head_ip"),
 ]
 
 
-@pytest.mark.parametrize(("name", "old", "new", "message"), DAMAGES)
-def test_damage_is_refused(name: str, old: str, new: str, message: str) -> None:
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize(("old", "new", "message"), DAMAGES_OF_ALL_FILES)
+def test_a_damage_that_is_possible_in_each_file_is_refused(
+    name: str, old: str, new: str, message: str
+) -> None:
     text = damaged(name, old, new)
-    if new.startswith("setup_commands"):  # in place of the empty one
-        text = text.replace("\nsetup_commands: []", "")
+    if new.startswith("setup_commands"):
+        text = text.replace("\nsetup_commands: []", "")  # a key may occur only once
+    require_refusal(text, message)
+
+
+@pytest.mark.parametrize(("name", "old", "new", "message"), DAMAGES_OF_ONE_FILE)
+def test_a_damage_of_one_file_is_refused(name: str, old: str, new: str, message: str) -> None:
+    require_refusal(damaged(name, old, new), message)
+
+
+def require_refusal(text: str, message: str) -> None:
+    """Check that `check_launcher` refuses a file with a message."""
     with pytest.raises((jsonschema.ValidationError, click.ClickException, ValueError), match=message):
         check_launcher(text)
