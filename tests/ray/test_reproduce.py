@@ -1,4 +1,4 @@
-"""`prometar reproduce` through the command line: tiny runs of each protocol, interrupted and resumed."""
+"""The command `prometar reproduce`: grids of tiny runs, some of them interrupted and resumed."""
 
 import csv
 import os
@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -18,6 +19,7 @@ from tests.support.copies import write_copy
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TINY = ["--backbone", "mini", "--epochs", "1", "--max-concurrent", "1", "--cpus-per-run", "0.5"]
+"""Options of short runs of a small model, one at a time."""
 
 
 @pytest.fixture(scope="module")
@@ -30,67 +32,92 @@ def copies(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def reproduce(protocol: str, root: Path, out: Path, *args: str) -> int:
-    return main(
-        ["reproduce", "--protocol", protocol, "--data-root", str(root), "--out", str(out), *TINY, *args]
-    )
+    """Run the grid of a protocol in this process. Return the exit status.
+
+    Args:
+        protocol: Name of the protocol.
+        root: Data root.
+        out: Folder of the grid.
+        args: More options of `prometar reproduce`.
+    """
+    options = ["--protocol", protocol, "--data-root", str(root), "--out", str(out), *TINY]
+    return main(["reproduce", *options, *args])
 
 
 def table(out: Path, protocol: str) -> dict[tuple[str, str, str], dict[str, str]]:
+    """Return the rows of a grid's table.csv by dataset, method and column."""
     with (out / protocol / "table.csv").open() as file:
-        return {(r["dataset"], r["method"], r["column"]): r for r in csv.DictReader(file)}
+        return {(row["dataset"], row["method"], row["column"]): row for row in csv.DictReader(file)}
 
 
-RUNS = [
-    (
-        "base-to-new",
-        ["--datasets", "dtd", "eurosat", "--seeds", "1", "2", "--shots", "1"],
-        6,
-        {("dtd", "H"): 2, ("average", "H"): 2},
-    ),
-    (
-        "few-shot",
-        ["--datasets", "dtd", "--seeds", "1", "2", "--shots", "1", "8"],
-        5,
-        {("dtd", "1 shot"): 2, ("dtd", "8 shots"): 2},
-    ),
-]
+@dataclass(frozen=True)
+class SmallGrid:
+    """A grid of the methods zero-shot and coop.
+
+    Args:
+        protocol: Name of the protocol.
+        args: Datasets, seeds and shots.
+        num_runs: Number of runs. Zero-shot has one per dataset, because nothing depends on seed and shots.
+        num_coop_runs: Number of runs of coop, by dataset and column of the table.
+    """
+
+    protocol: str
+    args: list[str]
+    num_runs: int
+    num_coop_runs: dict[tuple[str, str], int]
 
 
-@pytest.mark.parametrize(("protocol", "args", "num_runs", "counts"), RUNS, ids=[run[0] for run in RUNS])
+BASE_TO_NEW = SmallGrid(
+    "base-to-new",
+    ["--datasets", "dtd", "eurosat", "--seeds", "1", "2", "--shots", "1"],
+    num_runs=6,
+    num_coop_runs={("dtd", "H"): 2, ("average", "H"): 2},
+)
+FEW_SHOT = SmallGrid(
+    "few-shot",
+    ["--datasets", "dtd", "--seeds", "1", "2", "--shots", "1", "8"],
+    num_runs=5,
+    num_coop_runs={("dtd", "1 shot"): 2, ("dtd", "8 shots"): 2},
+)
+
+
+@pytest.mark.parametrize("grid", [BASE_TO_NEW, FEW_SHOT], ids=lambda grid: grid.protocol)
 def test_a_protocol_from_end_to_end(
-    protocol: str,
-    args: list[str],
-    num_runs: int,
-    counts: dict[tuple[str, str], int],
-    copies: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    ray_local: None,
+    grid: SmallGrid, copies: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], ray_local: None
 ) -> None:
-    before = sorted(copies.rglob("*"))
-    args = [*args, "--methods", "zero-shot", "coop"]
-    assert reproduce(protocol, copies, tmp_path, *args) == 0
-    first = capsys.readouterr()
-    assert f"0 of {num_runs} runs done" in first.out
-    assert f"{num_runs} of {num_runs} done" in first.out
-    assert len(list(tmp_path.glob("runs/*/result.json"))) == num_runs
-    found = table(tmp_path, protocol)
-    for (dataset, column), n in counts.items():
-        assert found[dataset, "coop", column]["n"] == str(n)
-        assert found[dataset, "zero-shot", column]["n"] == "1"
-        assert 0 <= float(found[dataset, "coop", column]["mean"]) <= 100
-    assert reproduce(protocol, copies, tmp_path, *args) == 0
-    again = capsys.readouterr().out
-    assert f"{num_runs} of {num_runs} runs done" in again
-    assert first.out.endswith("".join(again.splitlines(keepends=True)[1:])), "the same table"
-    assert table(tmp_path, protocol) == found
-    if protocol == "base-to-new":
+    files_before = sorted(copies.rglob("*"))
+    args = [*grid.args, "--methods", "zero-shot", "coop"]
+
+    # The first command runs all.
+    assert reproduce(grid.protocol, copies, tmp_path, *args) == 0
+    first_output = capsys.readouterr().out
+    assert f"0 of {grid.num_runs} runs done" in first_output
+    assert f"{grid.num_runs} of {grid.num_runs} done" in first_output
+    assert len(list(tmp_path.glob("runs/*/result.json"))) == grid.num_runs
+
+    # The table has a row for each method, dataset and column.
+    rows = table(tmp_path, grid.protocol)
+    for (dataset, column), num_runs in grid.num_coop_runs.items():
+        assert rows[dataset, "coop", column]["n"] == str(num_runs)
+        assert rows[dataset, "zero-shot", column]["n"] == "1"
+        assert 0 <= float(rows[dataset, "coop", column]["mean"]) <= 100
+
+    # The second command runs nothing, and prints the same table after its first line.
+    assert reproduce(grid.protocol, copies, tmp_path, *args) == 0
+    first_line, table_text = capsys.readouterr().out.split("\n", maxsplit=1)
+    assert f"{grid.num_runs} of {grid.num_runs} runs done" in first_line
+    assert first_output.endswith(table_text)
+    assert table(tmp_path, grid.protocol) == rows
+
+    # `prometar compare` reads the runs.
+    if grid.protocol == "base-to-new":
         assert main(["compare", str(tmp_path), "--reference", "coop"]) == 0
         assert "a method minus coop in points" in capsys.readouterr().out
-    assert sorted(copies.rglob("*")) == before, "nothing is written into the data folder"
+
+    assert sorted(copies.rglob("*")) == files_before, "nothing is written into the data folder"
 
 
-def test_problems_are_named_and_the_rest_is_run(
+def test_a_missing_dataset_and_a_corrupt_image_are_named_and_other_datasets_are_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], ray_local: None
 ) -> None:
     root = tmp_path / "data"
@@ -99,78 +126,101 @@ def test_problems_are_named_and_the_rest_is_run(
         write_copy(name, root)
     (root / "dtd" / "images" / "tests" / "0_0.jpg").write_bytes(b"no image")
     args = ["--datasets", "dtd", "eurosat", "ucf101", "--methods", "zero-shot", "--shots", "1"]
+
+    # The image of dtd is corrupt, and ucf101 is missing. Only eurosat is run.
     assert reproduce("base-to-new", root, out, *args) == 1
-    text = capsys.readouterr()
-    assert text.err.startswith("error: Some runs are missing (see above).")
-    assert f"Skipping ucf101: Dataset folder {root / 'ucf101'} is missing" in text.out
-    assert "dtd, zero-shot, 1 shot, seed 1 failed: " in text.out
-    assert "tests/0_0.jpg" in text.out
-    rows = table(out, "base-to-new")
-    assert [dataset for dataset, _, column in rows if column == "H"] == ["eurosat"]
-    assert "ucf101 was skipped" in (out / "base-to-new" / "table.md").read_text().replace("\\", "")
+    printed = capsys.readouterr()
+    assert printed.err.startswith("error: Some runs are missing (see above).")
+    assert f"Skipping ucf101: Dataset folder {root / 'ucf101'} is missing" in printed.out
+    assert "dtd, zero-shot, 1 shot, seed 1 failed: " in printed.out
+    assert "tests/0_0.jpg" in printed.out
+    datasets = [dataset for dataset, _, column in table(out, "base-to-new") if column == "H"]
+    assert datasets == ["eurosat"]
+    table_text = (out / "base-to-new" / "table.md").read_text()
+    assert "ucf101 was skipped" in table_text.replace("\\", "")  # Markdown escapes some characters
+
+    # The same command runs ucf101, which is there now, and tries dtd again.
     write_copy("ucf101", root)
     assert reproduce("base-to-new", root, out, *args) == 1
-    text = capsys.readouterr()
-    assert "1 of 3 runs done" in text.out
-    assert "dtd, zero-shot, 1 shot, seed 1 failed: " in text.out, "it is tried again"
+    printed = capsys.readouterr()
+    assert "1 of 3 runs done" in printed.out
+    assert "dtd, zero-shot, 1 shot, seed 1 failed: " in printed.out
     assert table(out, "base-to-new")["ucf101", "zero-shot", "H"]["n"] == "1"
 
 
 def test_further_targets_are_tested_without_training_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], ray_local: None
 ) -> None:
+    """Targets are the datasets on which a run of another dataset is tested."""
     root = tmp_path / "data"
     out = tmp_path / "out"
     for name in ("dtd", "imagenetv2", "eurosat"):
         write_copy(name, root)
     args = ["--source", "dtd", "--methods", "coop", "--seeds", "1", "--shots", "2"]
     args += ["--datasets", "imagenetv2"]
+
     assert reproduce("cross-dataset", root, out, *args) == 0
     assert {dataset for dataset, _, _ in table(out, "cross-dataset")} == {"dtd", "imagenetv2"}
     (folder,) = out.glob("runs/*")
     trained = (folder / "checkpoint.safetensors").read_bytes()
+
+    # The second command has another target.
     assert reproduce("cross-dataset", root, out, *args, "eurosat") == 0
     assert "0 of 1 runs done" in capsys.readouterr().out
     assert (folder / "checkpoint.safetensors").read_bytes() == trained
+
+    # `prometar evaluate` finds the accuracy of the table.
     accuracy = table(out, "cross-dataset")["eurosat", "coop", "accuracy"]["mean"]
     assert main(["evaluate", str(folder), "--dataset", "eurosat", "--data-root", str(root)]) == 0
     assert f"on eurosat: {float(accuracy):.2f} %\n" in capsys.readouterr().out
 
 
-def test_a_killed_driver_is_resumed(
-    copies: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], ray_local: str
-) -> None:
-    """Killed with -9 in the middle of a run: the same command ends where an uninterrupted one does."""
-    killed = tmp_path / "killed"
-    whole = tmp_path / "whole"
-    args = ["--datasets", "dtd", "--methods", "coop", "--seeds", "1", "--shots", "2", "--epochs", "5"]
-    command = [sys.executable, "-m", "prometar", "reproduce", "--data-root", str(copies), *TINY, *args]
+def start_driver(out: Path, address: str, *args: str) -> "subprocess.Popen[str]":
+    """Start `prometar reproduce` in a process. Return the process once a run has a checkpoint."""
     driver = subprocess.Popen(
-        [*command, "--out", str(killed), "--address", ray_local],
+        [sys.executable, "-m", "prometar", "reproduce", "--out", str(out), "--address", address, *args],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
-    run = killed / "runs" / "final-dtd-2shots-coop-seed1"
     deadline = time.monotonic() + 300
-    while not (run / "checkpoint.safetensors").exists():
+    while not list(out.glob("runs/*/checkpoint.safetensors")):
         assert driver.poll() is None, driver.communicate()
         assert time.monotonic() < deadline, "it took too long"
         time.sleep(0.02)
-    os.kill(driver.pid, signal.SIGSTOP)  # two at once: while it is certainly there
+    return driver
+
+
+def test_a_driver_that_was_killed_in_a_run_is_resumed_with_the_same_results(
+    copies: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], ray_local: str
+) -> None:
+    killed = tmp_path / "killed"
+    undisturbed = tmp_path / "undisturbed"
+    args = ["--datasets", "dtd", "--methods", "coop", "--seeds", "1", "--shots", "2", "--epochs", "5"]
+    driver = start_driver(killed, ray_local, "--data-root", str(copies), *TINY, *args)
+
+    # While the driver exists, no other process may use its folder. A stopped process cannot end early.
+    os.kill(driver.pid, signal.SIGSTOP)
     assert reproduce("base-to-new", copies, killed, *args) == 1
     assert f"the output folder {killed} is in use by another process" in capsys.readouterr().err
     os.kill(driver.pid, signal.SIGKILL)
     driver.communicate()
+
+    # The same command resumes the run. Its prompts equal those of a grid that nobody disturbs.
     assert reproduce("base-to-new", copies, killed, *args) == 0
-    assert reproduce("base-to-new", copies, whole, *args) == 0
-    assert table(killed, "base-to-new") == table(whole, "base-to-new")
-    ours, theirs = (load_file(out / "runs" / run.name / "checkpoint.safetensors") for out in (killed, whole))
-    assert ours.keys() == theirs.keys()
-    assert all(ours[name].equal(theirs[name]) for name in ours)
-    refused = [*args[:-1], "6"]
-    assert reproduce("base-to-new", copies, killed, *refused) == 2
+    assert reproduce("base-to-new", copies, undisturbed, *args) == 0
+    assert table(killed, "base-to-new") == table(undisturbed, "base-to-new")
+    checkpoint = "runs/final-dtd-2shots-coop-seed1/checkpoint.safetensors"
+    resumed_state = load_file(killed / checkpoint)
+    undisturbed_state = load_file(undisturbed / checkpoint)
+    assert resumed_state.keys() == undisturbed_state.keys()
+    for name, tensor in resumed_state.items():
+        assert tensor.equal(undisturbed_state[name]), name
+
+    # Another number of epochs is refused.
+    *same_args, _ = args
+    assert reproduce("base-to-new", copies, killed, *same_args, "6") == 2
     assert "has other settings (train.epochs: 5 then, 6 now)" in capsys.readouterr().err
 
 
@@ -191,7 +241,9 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("args", "message"), WRONG, ids=[" ".join(a)[:50] or "nothing" for a, _ in WRONG])
+@pytest.mark.parametrize(
+    ("args", "message"), WRONG, ids=[" ".join(args)[:50] or "no options" for args, _ in WRONG]
+)
 def test_a_grid_with_invalid_options_is_refused_in_one_line(
     args: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -214,7 +266,9 @@ def test_a_run_that_fits_on_no_machine_is_refused(
     assert not (tmp_path / "grid").exists()
 
 
-def test_a_folder_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_output_folder_that_cannot_be_written_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "out").write_text("in the way")
     assert main(["reproduce", "--datasets", "textures", "--out", str(tmp_path / "out")]) == 1
     assert f"cannot write {tmp_path / 'out'}: File exists" in capsys.readouterr().err
@@ -228,6 +282,8 @@ def test_predictions_are_added_to_finished_runs(
     (folder,) = (tmp_path / "runs").iterdir()
     result = (folder / "result.json").read_bytes()
     assert not list(folder.glob("*.parquet"))
+
+    # With --predictions, the command writes a table for each dataset, and changes nothing else.
     assert reproduce("cross-dataset", copies, tmp_path, *args, "--predictions") == 0
     capsys.readouterr()
     assert (folder / "result.json").read_bytes() == result
@@ -235,9 +291,13 @@ def test_predictions_are_added_to_finished_runs(
         "predictions.parquet",
         "predictions-eurosat.parquet",
     }
+
+    # The table agrees with the accuracy of the run.
     rows = pq.read_table(folder / "predictions-eurosat.parquet").to_pylist()
-    correct = [row["predictions"][0] == row["classname"] for row in rows]
+    is_correct = [row["predictions"][0] == row["classname"] for row in rows]
     accuracy, _ = read_result(folder).tests["eurosat"]
-    assert 100 * sum(correct) / len(correct) == pytest.approx(accuracy)
+    assert 100 * sum(is_correct) / len(is_correct) == pytest.approx(accuracy)
+
+    # The next command has nothing to do.
     assert reproduce("cross-dataset", copies, tmp_path, *args, "--predictions") == 0
     assert "1 of 1 runs done" in capsys.readouterr().out

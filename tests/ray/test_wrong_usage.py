@@ -22,7 +22,17 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def fails(capsys: pytest.CaptureFixture[str], main: Main, args: list[str], *, status: int = 2) -> str:
-    """Run a command that must fail with `status` and one line; returns the line."""
+    """Run a command, which must fail with one line.
+
+    Args:
+        capsys: Pytest's fixture.
+        main: Function of the command.
+        args: Arguments of the command.
+        status: Exit status that the command must have.
+
+    Returns:
+        The line without "error: ".
+    """
     assert main(args) == status
     error = capsys.readouterr().err
     assert error.startswith("error: ")
@@ -30,6 +40,7 @@ def fails(capsys: pytest.CaptureFixture[str], main: Main, args: list[str], *, st
     return error.removeprefix("error: ").strip()
 
 
+# Arguments, and a part of the message.
 SEARCHES = [
     (["--final-seeds", "5000000000"], "--final-seeds must be below 4294967296, got 5000000000"),
     (["--goals", "base"], "--goals: a single goal must be the objective"),
@@ -89,7 +100,7 @@ SEARCHES = [
 ]
 
 
-@pytest.mark.parametrize(("args", "message"), SEARCHES, ids=[" ".join(a)[:40] for a, _ in SEARCHES])
+@pytest.mark.parametrize(("args", "message"), SEARCHES, ids=[" ".join(args)[:40] for args, _ in SEARCHES])
 def test_a_search_with_invalid_options_is_refused_in_one_line(
     args: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -98,45 +109,49 @@ def test_a_search_with_invalid_options_is_refused_in_one_line(
     assert not (tmp_path / "out").exists(), "a refused study leaves nothing behind"
 
 
-def test_a_home_is_known_where_the_shell_left_it(
+def test_a_tilde_after_an_equals_sign_is_the_home_folder(
     small_dtd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As it does after `=`: --to=~/copy made a folder called ~."""
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    """Shells do not expand the tilde in --to=~/copy, so the command must not create a folder named ~."""
+    home = tmp_path / "home"
+    monkeypatch.setenv("HOME", str(home))
     monkeypatch.chdir(tmp_path)
+
     assert prometar_main(["data", "prepare", "dtd", "--data-root", str(small_dtd), "--to=~/copy"]) == 0
-    expected = f"To use the copy, pass --data-root {tmp_path / 'home' / 'copy'}\n"
-    assert capsys.readouterr().out.endswith(expected)
-    study = StudyConfig.of(out="~/out", study="s")
-    assert study.storage == f"sqlite:///{tmp_path / 'home' / 'out'}/s/study.db"
+    assert capsys.readouterr().out.endswith(f"To use the copy, pass --data-root {home / 'copy'}\n")
     assert prometar_main(["data", "check", "dtd", "--data-root=~/copy"]) == 0
+    line = fails(capsys, prometar_main, ["data", "check", "dtd", "--data-root=~/none"])
+    assert str(home / "none") in line
+    study = StudyConfig.of(out="~/out", study="s")
+    assert study.storage == f"sqlite:///{home / 'out'}/s/study.db"
+
     assert [path.name for path in tmp_path.iterdir()] == ["home"]
-    assert str(tmp_path / "home" / "none") in fails(
-        capsys, prometar_main, ["data", "check", "dtd", "--data-root=~/none"]
-    )
 
 
 @pytest.mark.parametrize(
-    ("file", "content", "message"),
+    ("file", "content", "message", "status"),
     [
-        ("study.yaml", b"\xff\xfe", "study.yaml"),
-        ("study.yaml", b"version: 2\nidentity: {}\n", "has file format 2"),
-        ("study.yaml", b"version: 3\n", "is corrupt (config"),
-        ("study.db", b"not a database" * 100, "study.db is corrupt. Restore a backup."),
+        ("study.yaml", b"\xff\xfe", "study.yaml", 2),
+        ("study.yaml", b"version: 2\nidentity: {}\n", "has file format 2", 2),
+        ("study.yaml", b"version: 3\n", "is corrupt (config", 2),
+        ("study.db", b"not a database" * 100, "study.db is corrupt. Restore a backup.", 1),
     ],
+    ids=["no-text", "old-format", "incomplete", "no-database"],
 )
-def test_a_study_that_cannot_be_read(
+def test_a_study_that_cannot_be_read_is_refused_and_not_changed(
     file: str,
     content: bytes,
     message: str,
+    status: int,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     ray_local: None,
 ) -> None:
-    (tmp_path / DEFAULT_DATASET).mkdir()
-    (tmp_path / DEFAULT_DATASET / file).write_bytes(content)
-    assert message in fails(capsys, search_main, ["--out", str(tmp_path)], status=1 if "db" in file else 2)
-    assert (tmp_path / DEFAULT_DATASET / file).read_bytes() == content
+    path = tmp_path / DEFAULT_DATASET / file
+    path.parent.mkdir()
+    path.write_bytes(content)
+    assert message in fails(capsys, search_main, ["--out", str(tmp_path)], status=status)
+    assert path.read_bytes() == content
 
 
 @pytest.mark.parametrize(
@@ -147,8 +162,9 @@ def test_a_study_that_cannot_be_read(
         (b"train.epochs: {type: choice, choices: [a, b]}", "train.epochs = 5 lies outside the range a | b"),
         (b"\xff\xfe\x00", "is not UTF-8 text"),
     ],
+    ids=["out-of-range", "not-integer", "without-default", "no-text"],
 )
-def test_a_space_of_values_that_no_run_takes(
+def test_a_space_with_invalid_values_is_refused_in_one_line(
     space: bytes, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "space.yaml"
@@ -157,7 +173,8 @@ def test_a_space_of_values_that_no_run_takes(
     assert list(tmp_path.iterdir()) == [file]
 
 
-PROMETAR = [
+# Arguments, and a part of the message.
+COMMANDS = [
     (["train", "--config", "none.yaml"], "cannot read none.yaml: No such file"),
     (["train", "--method", "coop", "--set", "method=ivlp"], "--set method conflicts with --method"),
     (["train", "--set", "averager.std=0.1"], "--set averager.std does not apply to these settings. Also"),
@@ -171,7 +188,7 @@ PROMETAR = [
 ]
 
 
-@pytest.mark.parametrize(("args", "message"), PROMETAR, ids=[" ".join(a)[:40] for a, _ in PROMETAR])
+@pytest.mark.parametrize(("args", "message"), COMMANDS, ids=[" ".join(args)[:40] for args, _ in COMMANDS])
 def test_a_command_with_invalid_arguments_is_refused_in_one_line(
     args: list[str], message: str, capsys: pytest.CaptureFixture[str], ray_local: None
 ) -> None:
@@ -187,6 +204,7 @@ def test_a_command_with_invalid_arguments_is_refused_in_one_line(
         ("!!python/object/apply:os.system ['true']", "is not valid YAML"),
         ("[" * 2000, "is nested too deep"),
     ],
+    ids=["list", "unknown-key", "no-yaml", "python-object", "nested"],
 )
 def test_an_invalid_configuration_file_is_refused_in_one_line(
     text: str, message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
@@ -196,44 +214,52 @@ def test_an_invalid_configuration_file_is_refused_in_one_line(
     assert message in fails(capsys, prometar_main, ["train", "--config", str(path)])
 
 
-DTD = ["--dataset", "dtd", "--backbone", "mini"]
-
-
+@pytest.mark.parametrize("kind", ["image", "split"])
 def test_a_missing_split_or_image_is_named_in_one_line(
-    own_dtd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    kind: str, own_dtd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    split = own_dtd / "dtd" / DTD_SPLIT
-    image = own_dtd / "dtd" / "images" / json.loads(split.read_text())["train"][0][0]
-    for missing in (image, split):
-        missing.unlink()
-        args = [*DTD, "--data-root", str(own_dtd), "--out", str(tmp_path / "out")]
-        assert missing.name in fails(capsys, search_main, args)
+    missing = own_dtd / "dtd" / DTD_SPLIT
+    if kind == "image":
+        split = json.loads(missing.read_text())
+        path, _, _ = split["train"][0]
+        missing = own_dtd / "dtd" / "images" / path
+    missing.unlink()
+    args = ["--dataset", "dtd", "--backbone", "mini", "--data-root", str(own_dtd)]
+    assert missing.name in fails(capsys, search_main, [*args, "--out", str(tmp_path / "out")])
 
 
-def test_a_broken_image_stops_the_training_and_is_named(
+def corrupt_banded(root: Path) -> None:
+    """Corrupt the eight images of the class "banded" below a data root."""
+    for path in (root / "dtd" / "images" / "banded").iterdir():
+        path.write_bytes(b"no image")
+
+
+def test_a_corrupt_image_stops_the_training_and_is_named(
     own_dtd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], ray_local: None
 ) -> None:
-    for path in sorted((own_dtd / "dtd" / "images" / "banded").iterdir()):
-        path.write_bytes(b"no image")
+    corrupt_banded(own_dtd)
     args = ["train", "--set", "data.name=dtd", "--set", "backbone.name=mini"]
     args += ["--data-root", str(own_dtd), "--out", str(tmp_path / "run")]
     assert "banded/banded_" in fails(capsys, prometar_main, args, status=1)
-    status = prometar_main(["data", "check", "dtd", "--data-root", str(own_dtd)])
-    error = capsys.readouterr().err
-    assert status == 1
-    assert error.count("banded/banded_") == 8, "check lists all of them"
 
 
-def test_weights_that_do_not_fit_say_in_what(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_check_of_a_dataset_lists_all_corrupt_images(
+    own_dtd: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    corrupt_banded(own_dtd)
+    assert prometar_main(["data", "check", "dtd", "--data-root", str(own_dtd)]) == 1
+    assert capsys.readouterr().err.count("banded/banded_") == 8
+
+
+def test_the_error_of_weights_of_another_backbone_names_a_tensor_that_does_not_fit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from prometar.embedded.weights import load_mini
 
-    state = load_mini()
-    out = str(tmp_path / "out")
     path = tmp_path / "weights.safetensors"
-    save_file({k: v.contiguous() for k, v in state.items()}, path)
-    line = fails(
-        capsys, search_main, ["--backbone", "ViT-B-16-quickgelu", "--pretrained", str(path), "--out", out]
-    )
+    save_file({name: tensor.contiguous() for name, tensor in load_mini().items()}, path)
+    args = ["--backbone", "ViT-B-16-quickgelu", "--pretrained", str(path), "--out", str(tmp_path / "out")]
+    line = fails(capsys, search_main, args)
     assert f"{path} does not fit the backbone or is corrupt: ln_final.bias is float (128,)" in line
 
 
@@ -241,8 +267,9 @@ def test_a_pickle_is_not_executed(tmp_path: Path, capsys: pytest.CaptureFixture[
     import pickle
 
     class Hostile:
-        def __reduce__(self) -> tuple[object, tuple[str]]:
-            return (Path.touch, (tmp_path / "executed",))  # type: ignore[return-value]
+        def __reduce__(self) -> tuple[object, tuple[Path]]:
+            """Return a function and its arguments, which unpickling would call."""
+            return Path.touch, (tmp_path / "executed",)
 
     path = tmp_path / "weights.pt"
     path.write_bytes(pickle.dumps(Hostile()))
@@ -252,7 +279,7 @@ def test_a_pickle_is_not_executed(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert not (tmp_path / "executed").exists()
 
 
-def test_no_traceback_in_a_process_of_its_own(tmp_path: Path) -> None:
+def test_a_process_with_invalid_options_prints_one_line_and_no_traceback(tmp_path: Path) -> None:
     command = [sys.executable, "tune/search.py", "--dataset", "nope", "--out", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 2
@@ -262,28 +289,28 @@ def test_no_traceback_in_a_process_of_its_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("main", "words"),
+    ("main", "args"),
     [
-        (search_main, ["--out", "oak/mine"]),
-        (prometar_main, ["train", "--out", "run"]),
-        (prometar_main, ["reproduce", "--methods", "coop"]),
+        (search_main, ["--dataset", "folder", "--backbone", "mini", "--out", "oak/mine"]),
+        (prometar_main, ["train", "--dataset", "folder", "--set", "backbone.name=mini", "--out", "run"]),
+        (prometar_main, ["reproduce", "--datasets", "folder", "--backbone", "mini", "--methods", "coop"]),
     ],
+    ids=["search", "train", "reproduce"],
 )
-def test_what_is_written_is_no_class_of_ones_own_images(
+def test_an_output_folder_among_the_images_is_refused(
     main: Main,
-    words: list[str],
+    args: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     ray_local: None,
 ) -> None:
-    """As where a command is given in the folder of images itself: its default is out/ there."""
-    write_tree(tmp_path, [f"{name}/{k}.png" for name in ("ash", "elm", "oak", "yew") for k in range(10)])
+    """Otherwise, it would be a class. The default of --out is "out" in the current folder."""
+    for name in ("ash", "elm", "oak", "yew"):
+        write_tree(tmp_path / name, [f"{number}.png" for number in range(10)])
     before = sorted(tmp_path.rglob("*"))
     monkeypatch.chdir(tmp_path)
-    dataset = "--datasets" if "reproduce" in words else "--dataset"
-    mini = ["--set", "backbone.name=mini"] if "train" in words else ["--backbone", "mini"]
-    line = fails(capsys, main, [*words, dataset, "folder", "--data-root", ".", *mini])
+    line = fails(capsys, main, [*args, "--data-root", "."])
     assert "lies in the dataset's own folder. Choose another --out" in line
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -297,8 +324,9 @@ def test_what_is_written_is_no_class_of_ones_own_images(
         ),
         (["--storage", "nonsense"], "--storage nonsense is invalid: Could not parse SQLAlchemy URL"),
     ],
+    ids=["too-many-cpus", "no-database"],
 )
-def test_what_no_machine_has_is_refused_and_leaves_nothing(
+def test_resources_and_storage_that_do_not_exist_are_refused_before_anything_is_written(
     words: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, ray_local: None
 ) -> None:
     out = tmp_path / "not" / "yet"
@@ -306,14 +334,19 @@ def test_what_no_machine_has_is_refused_and_leaves_nothing(
     assert not any(tmp_path.iterdir())
 
 
-def test_names_cannot_paint_the_terminal(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_escape_sequences_in_names_do_not_reach_the_terminal(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     for name in ("a\x1b[31mX", "b", "c"):
         for split in ("train", "test"):
             (tmp_path / split / name).mkdir(parents=True)
             Image.new("RGB", (8, 8)).save(tmp_path / split / name / "0.png")
     (tmp_path / "train" / "b" / "br\x1b[2Joken\n.jpg").touch()
+
     assert prometar_main(["data", "check", "folder", "--data-root", str(tmp_path)]) == 1
     assert prometar_main(["data", "list", "--data-root", str(tmp_path)]) == 0
-    said = "".join(capsys.readouterr())
-    assert "\x1b" not in said
-    assert "br\\x1b[2Joken .jpg: the file is empty" in said
+
+    output, errors = capsys.readouterr()
+    printed = output + errors
+    assert "\x1b" not in printed
+    assert "br\\x1b[2Joken .jpg: the file is empty" in printed
