@@ -1,4 +1,4 @@
-"""The Slurm script runs on one node and on two. Only `srun` and `scontrol` are replaced.
+"""clusters/slurm.sh on one node and on two nodes. Only the commands `srun` and `scontrol` are replaced.
 
 `ray symmetric-run` does not start if it finds another Ray. At the end it calls `ray stop`, which stops every
 Ray that it finds. So each node consists of Linux namespaces, with processes and a network of its own. When
@@ -76,7 +76,7 @@ esac
 
 
 def run(shared: Path, *arguments: str, cpus: str = "2", nodes: int = 1) -> subprocess.CompletedProcess[str]:
-    """Run the script as `sbatch` runs it.
+    """Run the script as `sbatch` runs it, at most 800 s.
 
     Args:
         shared: Folder that all nodes share.
@@ -89,7 +89,7 @@ def run(shared: Path, *arguments: str, cpus: str = "2", nodes: int = 1) -> subpr
     for name, text in {"srun": SRUN, "scontrol": SCONTROL}.items():
         (stand_ins / name).write_text(text)
         (stand_ins / name).chmod(0o755)
-    clean = {name: value for name, value in without_ray().items() if not name.startswith("SLURM_")}
+    outside_slurm = {name: value for name, value in without_ray().items() if not name.startswith("SLURM_")}
     job = str(secrets.randbelow(10**8))
     slurm = {
         "SLURM_JOB_ID": job,
@@ -98,7 +98,7 @@ def run(shared: Path, *arguments: str, cpus: str = "2", nodes: int = 1) -> subpr
         "SLURM_CPUS_PER_TASK": cpus,
     }
     environment = {
-        **clean,
+        **outside_slurm,
         **slurm,
         "SHARED": str(shared),
         "VENV": str(Path(sys.executable).parent.parent),
@@ -131,28 +131,35 @@ def shared(tmp_path: Path) -> Path:
 def test_bash_parses_the_script_and_its_directives_precede_all_commands() -> None:
     text = (CLUSTERS / "slurm.sh").read_text()
     assert subprocess.run(["bash", "-n", CLUSTERS / "slurm.sh"]).returncode == 0
-    before, _, after = text.partition("set -euo")
-    assert before.count("\n#SBATCH --") >= 10
-    directives = set(before.splitlines())
+    before_first_command, _, after = text.partition("set -euo")
+    assert before_first_command.count("\n#SBATCH --") >= 10
+    assert "#SBATCH" not in after, "sbatch ignores directives after the first command"
+
+    directives = set(before_first_command.splitlines())
     assert "#SBATCH --exclusive" in directives
     assert "#SBATCH --mem=0" in directives, "--exclusive does not allocate memory"
-    assert "#SBATCH" not in after, "sbatch ignores directives after the first command"
 
 
 def test_a_study_runs_on_two_nodes(shared: Path) -> None:
     done = run(shared, *STUDY, cpus="1", nodes=2)
+
+    # Both trials have ended. A node has 1 CPU, so they ran on different nodes.
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "2 concurrent trials (--max-concurrent), each with 1 CPU" in done.stdout, "a node has 1 CPU"
+    assert "2 concurrent trials (--max-concurrent), each with 1 CPU" in done.stdout
     assert "2 of 2 done" in done.stdout
+    records = sorted((shared / "out/cells/trials").glob("*/record.json"))
+    assert [json.loads(record.read_text())["state"] for record in records] == ["COMPLETE"] * 2
+
+    # The script starts one task on each node.
     assert (shared / "srun").read_text().split()[:4] == [
         "--nodes=2",
         "--ntasks=2",
         "--ntasks-per-node=1",
         "--cpus-per-task=1",
     ]
+
+    # It protects the token, and deletes the mark of its success.
     assert (shared / "ray-token").stat().st_mode & 0o077 == 0, "only the owner can read the token"
-    records = sorted((shared / "out/cells/trials").glob("*/record.json"))
-    assert [json.loads(record.read_text())["state"] for record in records] == ["COMPLETE"] * 2
     assert not list(shared.glob("succeeded-*"))
 
 
@@ -166,4 +173,5 @@ def test_the_script_fails_if_ray_does_not_start(shared: Path) -> None:
 def test_the_script_calls_the_search_with_options_that_exist() -> None:
     text = (CLUSTERS / "slurm.sh").read_text()
     assert 'tune/search.py --address "$address" --out "$SHARED/out" "$@"' in text
-    assert study_options(f"python tune/search.py --address a:1 --out b {shlex.join(STUDY)}")["trials"] == "2"
+    options = study_options(f"python tune/search.py --address a:1 --out b {shlex.join(STUDY)}")
+    assert options["trials"] == "2"
