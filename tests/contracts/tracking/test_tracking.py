@@ -1,8 +1,9 @@
-"""Experiment trackers: what users see in the real ones, over interruptions and failures."""
+"""Experiment trackers: what TensorBoard, MLflow and Weights & Biases show, and what happens if one fails."""
 
 import io
 import socket
 import sqlite3
+import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -17,21 +18,38 @@ from tune.execution.job import Job
 from tune.records.schema import EpochReport, RunScore
 
 SETTINGS = {"optim.lr": "0.0025", "regularizer.kind": "l1", "augment.flip": "0.5"}
+"""Some settings of each trial, as trackers show them."""
 
 Shown = dict[str, tuple[dict[str, str], dict[int, float]]]
 """Settings and objective by epoch of each run, by its name."""
 
 
 def job(folder: Path, number: int) -> Job:
-    return Job(f"trial {number}", {folder / f"trials/{number:04d}": Config()}, "drift", 20, number)
+    """Return the job of a trial."""
+    configs = {folder / f"trials/{number:04d}": Config()}
+    return Job(f"trial {number}", configs, objective="drift", val_per_class=20, trial_number=number)
 
 
 def report(epoch: int) -> EpochReport:
-    return EpochReport(epoch, (RunScore("textures", 3, 60.0, None, 50.0 + epoch, 2.0 * epoch),), 1.0 / epoch)
+    """Return the report of an epoch, whose objective is 50 plus its number."""
+    run = RunScore(
+        dataset="textures", seed=3, base=60.0, new=None, objective=50.0 + epoch, seconds=2.0 * epoch
+    )
+    return EpochReport(epoch, (run,), loss=1.0 / epoch)
 
 
-def search(folder: Path, name: str, console: Console, first: int, last: int) -> None:
-    """Trial 0 reports these epochs and finishes with epoch 3; trial 1 fails in its first epoch."""
+def search(folder: Path, name: str, console: Console, *, first: int, last: int) -> None:
+    """Let a tracker observe a part of a search.
+
+    Trial 0 reports the epochs from `first` to `last`. If it ends with epoch 3, trial 1 follows and fails.
+
+    Args:
+        folder: Folder of the study.
+        name: Name of the tracker.
+        console: Console of the tracker.
+        first: First epoch of trial 0.
+        last: Last epoch of trial 0.
+    """
     with closing(tracking.Trackers((name,), folder, console)) as observer:
         observer.started(job(folder, 0))
         for epoch in range(first, last + 1):
@@ -52,9 +70,11 @@ def shown_by_tensorboard(folder: Path) -> Shown:
         events = EventAccumulator(str(place)).Reload()
         start = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
         hparams = HParamsPluginData.FromString(start).session_start_info.hparams
-        settings = {key: str(getattr(v, v.WhichOneof("kind"))) for key, v in hparams.items()}
-        scalars = events.Scalars("objective") if "objective" in events.Tags()["scalars"] else []
-        found[place.name] = (settings, {e.step: e.value for e in scalars})
+        settings = {key: str(getattr(value, value.WhichOneof("kind"))) for key, value in hparams.items()}
+        objectives: dict[int, float] = {}
+        if "objective" in events.Tags()["scalars"]:
+            objectives = {event.step: event.value for event in events.Scalars("objective")}
+        found[place.name] = (settings, objectives)
     return found
 
 
@@ -64,58 +84,81 @@ def shown_by_mlflow(folder: Path) -> Shown:
         for run, name, status in db.execute("select run_uuid, name, status from runs").fetchall():
             assert name not in found, "a trial has one run"
             assert status == ("FINISHED" if name == "trial 0" else "FAILED")
-            query = "select step, value from metrics where run_uuid = ? and key = 'objective'"
-            metrics = dict(db.execute(query, [run]).fetchall())
-            params = dict(db.execute("select key, value from params where run_uuid = ?", [run]).fetchall())
-            found[name] = (params, metrics)
+            metrics_of_run = "select step, value from metrics where run_uuid = ? and key = 'objective'"
+            params_of_run = "select key, value from params where run_uuid = ?"
+            objectives = dict(db.execute(metrics_of_run, [run]).fetchall())
+            settings = dict(db.execute(params_of_run, [run]).fetchall())
+            found[name] = (settings, objectives)
     db.close()
     return found
 
 
-REAL: dict[str, Callable[[Path], Shown]] = {"tensorboard": shown_by_tensorboard, "mlflow": shown_by_mlflow}
+def refuse(address: Any, *args: Any, **options: Any) -> None:
+    """Refuse a connection, in place of `socket.create_connection`."""
+    raise AssertionError(f"connection to {address}")
 
 
-@pytest.mark.parametrize("name", [*REAL, "wandb"])
-@pytest.mark.filterwarnings("ignore")  # of the trackers
-def test_a_tracker_shows_all_epochs_of_a_resumed_search(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip(name)
+@pytest.fixture
+def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a study, where the user has no account of any tracker and no network."""
     for key in ("MLFLOW_TRACKING_URI", "WANDB_MODE", "WANDB_API_KEY"):
         monkeypatch.delenv(key, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "nobody"))
     monkeypatch.setattr(socket, "create_connection", refuse)
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "study"
-    out = io.StringIO()
     folder.mkdir()
-    search(folder, name, Console(file=out), 1, 2)
-    search(folder, name, Console(file=out), 2, 3)  # interrupted: epoch 2 is logged again
-    assert out.getvalue() == ""
-    if name == "wandb":
-        __import__("wandb").teardown()  # its process writes all files
-        files = list(folder.glob("wandb/offline-run-*/*.wandb"))
-        assert len({file.stem for file in files}) == 2, "a trial has one run"
-        assert any(b"objective" in file.read_bytes() for file in files)
-        return
-    found = REAL[name](folder)
-    assert {run: objectives for run, (_, objectives) in found.items()} == {
-        "trial 0": {1: 51.0, 2: 52.0, 3: 53.0},
-        "trial 1": {},
-    }
-    assert all(SETTINGS.items() <= settings.items() for settings, _ in found.values())
-    assert {path.name for path in tmp_path.iterdir()} == {"study"}
+    return folder
 
 
-def refuse(address: Any, *args: Any, **options: Any) -> None:
-    raise AssertionError(f"connection to {address}")
+def search_and_resume(folder: Path, name: str) -> None:
+    """Let a tracker observe a search that was interrupted after epoch 2, which is reported again."""
+    printed = io.StringIO()
+    search(folder, name, Console(file=printed), first=1, last=2)
+    search(folder, name, Console(file=printed), first=2, last=3)
+    assert printed.getvalue() == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"), [("tensorboard", shown_by_tensorboard), ("mlflow", shown_by_mlflow)]
+)
+@pytest.mark.filterwarnings("ignore")  # of the trackers
+def test_a_tracker_shows_all_epochs_of_a_resumed_search(
+    name: str, shown: Callable[[Path], Shown], study: Path
+) -> None:
+    pytest.importorskip(name)
+
+    search_and_resume(study, name)
+
+    found = shown(study)
+    assert found.keys() == {"trial 0", "trial 1"}
+    settings_of_trial_0, objectives_of_trial_0 = found["trial 0"]
+    settings_of_trial_1, objectives_of_trial_1 = found["trial 1"]
+    assert objectives_of_trial_0 == {1: 51.0, 2: 52.0, 3: 53.0}
+    assert objectives_of_trial_1 == {}
+    assert SETTINGS.items() <= settings_of_trial_0.items()
+    assert SETTINGS.items() <= settings_of_trial_1.items()
+    assert list(study.parent.iterdir()) == [study], "nothing is written elsewhere"
+
+
+@pytest.mark.filterwarnings("ignore")  # of the tracker
+def test_wandb_without_an_account_writes_a_run_for_each_trial(study: Path) -> None:
+    wandb = pytest.importorskip("wandb")
+
+    search_and_resume(study, "wandb")
+
+    wandb.teardown()  # wait until its process has written all files
+    files = list(study.glob("wandb/offline-run-*/*.wandb"))
+    assert len({file.stem for file in files}) == 2, "a resumed trial has the same run"
+    assert any(b"objective" in file.read_bytes() for file in files)
 
 
 @pytest.mark.parametrize("fails", ["start", "log", "finish"])
-def test_a_tracker_that_fails_is_one_line_and_does_not_stop_the_search(
+def test_a_tracker_that_fails_prints_one_line_and_does_not_stop_the_search(
     fails: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls = []
+    """MLflow fails in one of its calls. Weights & Biases goes on."""
+    calls: list[tuple[str, str]] = []  # trackers and their calls that succeeded
 
     def start(name: str, *args: Any) -> Any:
         def call(what: str) -> None:
@@ -127,21 +170,25 @@ def test_a_tracker_that_fails_is_one_line_and_does_not_stop_the_search(
         return tracking.TrackerRun(log=lambda *_: call("log"), finish=lambda _: call("finish"))
 
     monkeypatch.setattr(tracking, "start_tracking", start)
-    out = io.StringIO()
-    observer = tracking.Trackers(("mlflow", "wandb"), tmp_path, Console(file=out))
+    printed = io.StringIO()
+    observer = tracking.Trackers(("mlflow", "wandb"), tmp_path, Console(file=printed))
+
     observer.started(job(tmp_path, 0))
     observer.reported(job(tmp_path, 0), report(1))
     observer.finished(job(tmp_path, 0), "")
     observer.close()
-    steps = ["start", *["log"] * len(report(1).metrics), "finish"]
-    assert [what for name, what in calls if name == "wandb"] == steps
-    assert [what for name, what in calls if name == "mlflow"] == steps[: steps.index(fails)]
-    assert out.getvalue() == "Tracker mlflow is disabled: connection lost\n"
+
+    all_calls = ["start", *["log"] * len(report(1).metrics), "finish"]
+    assert [call for name, call in calls if name == "wandb"] == all_calls
+    assert [call for name, call in calls if name == "mlflow"] == all_calls[: all_calls.index(fails)]
+    assert printed.getvalue() == "Tracker mlflow is disabled: connection lost\n"
 
 
-def test_a_missing_package_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "mlflow", None)
-    out = io.StringIO()
-    tracking.Trackers(("mlflow",), tmp_path, Console(file=out, width=200)).started(job(tmp_path, 0))
-    assert out.getvalue().startswith("Tracker mlflow is disabled: ")
-    assert out.getvalue().count("\n") == 1
+def test_a_tracker_whose_package_is_missing_prints_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    printed = io.StringIO()
+    tracking.Trackers(("mlflow",), tmp_path, Console(file=printed, width=200)).started(job(tmp_path, 0))
+    assert printed.getvalue().startswith("Tracker mlflow is disabled: ")
+    assert printed.getvalue().count("\n") == 1

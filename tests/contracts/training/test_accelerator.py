@@ -1,6 +1,7 @@
-"""The whole path on an accelerator: nothing mixes with the host, and nothing waits but where it must.
+"""Training on an accelerator: no operation mixes it with the host, and the host waits for it only if needed.
 
-See `tests.support.accelerator`: any machine has it. Values there are those of the host, so runs compare too.
+The accelerator of `tests.support.accelerator` is simulated, so these tests need no GPU. It computes with the
+host's numbers.
 """
 
 import importlib
@@ -34,63 +35,78 @@ from tests.support.tiny import open_clip_model, towers
 
 SMALL: dict[str, Any] = {"train__epochs": 2, "train__batch_size": 6, "data__shots": 1}
 PLAIN = towers(open_clip_model(layers=2))
-TINY = PLAIN.folded()
-USERS = ("prometar.training.backbone", "prometar.inference.classifier")
+FOLDED = PLAIN.folded()
+MODULES_WITH_DEVICES = ("prometar.training.backbone", "prometar.inference.classifier")
 
 
 def tiny(*args: object, dtype: torch.dtype, device: torch.device, folded: bool) -> Backbone:
-    return Backbone("tiny", (TINY if folded else PLAIN).to(device=device, dtype=dtype))
+    """Return a tiny backbone, in place of `load_backbone`."""
+    clip = FOLDED if folded else PLAIN
+    return Backbone("tiny", clip.to(device=device, dtype=dtype))
 
 
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[Traffic]:
-    """Runs are built on the accelerator; a step that asks, copies or makes a tensor of the host fails."""
+    """The traffic between host and accelerator, on which runs are built.
+
+    A training step fails that waits for the accelerator, copies a tensor to it, or creates one on the host.
+    """
     with accelerator() as traffic:
-        for user in USERS:
-            monkeypatch.setattr(f"{user}.default_device", lambda: DEVICE)
+        for module in MODULES_WITH_DEVICES:
+            monkeypatch.setattr(f"{module}.default_device", lambda: DEVICE)
         monkeypatch.setattr(backbone_module, "load_backbone", tiny)
-        monkeypatch.setattr(epoch, "step", quiet(epoch.step, traffic))
+        monkeypatch.setattr(epoch, "step", without_traffic(epoch.step, traffic))
         yield traffic
 
 
-def quiet(function: Callable[..., Any], seen: Traffic) -> Callable[..., Any]:
-    """The function, which must leave the host alone."""
+def without_traffic(function: Callable[..., Any], seen: Traffic) -> Callable[..., Any]:
+    """Return a function that fails if the given one causes traffic between host and accelerator."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        before = len(seen.copies), len(seen.waits), len(seen.made)
+        num_copies = len(seen.copies)
+        num_waits = len(seen.waits)
+        num_made = len(seen.made)
         result = function(*args, **kwargs)
-        new = seen.copies[before[0] :], seen.waits[before[1] :], seen.made[before[2] :]
+        new = (seen.copies[num_copies:], seen.waits[num_waits:], seen.made[num_made:])
         assert new == ([], [], []), f"inside the step: {new}"
         return result
 
     return call
 
 
-@pytest.mark.parametrize(
-    ("precision", "method"),
-    [*(("fp32", method) for method in METHODS), *product(("fp64", "bf16", "fp16"), ("prometar", "cocoop"))],
-)
-def test_an_epoch_copies_once_a_batch_and_waits_once(
+CASES = [("fp32", method) for method in METHODS]
+CASES += product(("fp64", "bf16", "fp16"), ("prometar", "cocoop"))
+
+
+@pytest.mark.parametrize(("precision", "method"), CASES)
+def test_an_epoch_copies_each_batch_once_and_waits_only_for_results(
     method: str, precision: str, seen: Traffic, tmp_path: Path
 ) -> None:
-    """A copy for each batch; a wait for the losses, for each score, and for the checkpoint."""
     run = small_run(method, objective="base_val", backbone__precision=precision, **SMALL)
     assert run.backbone.clip.device == DEVICE
-    # As after the first image: the constants of its backbone are where that is.
+    # The first image of a process also copies constants of the backbone, which does not count.
     run.backbone.normalize(torch.zeros(1, 16, 16, 3, dtype=torch.uint8, device=DEVICE))
     session = Session(run, tmp_path)
     seen.clear()
+
     session.run_epoch()
-    steps = run.order.steps_per_epoch if session.state.leaves else 0
-    scored = [each.order.steps_per_epoch for each in run.evaluations.values()]
-    assert len(seen.copies) == steps + sum(scored), seen.copies
-    assert len(seen.waits) == len(scored) + (2 if steps else 0), seen.waits
+
+    num_scoring_batches = sum(each.order.steps_per_epoch for each in run.evaluations.values())
+    num_training_batches = 0
+    num_waits = len(run.evaluations)  # for each score
+    if session.state.leaves:
+        num_training_batches = run.order.steps_per_epoch
+        num_waits += 2  # for the losses and for the checkpoint
+    assert len(seen.copies) == num_training_batches + num_scoring_batches, seen.copies
+    assert len(seen.waits) == num_waits, seen.waits
 
 
 @pytest.mark.parametrize("method", ["prometar", "promptsrc", "maple"])
-def test_a_run_there_equals_one_here(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_on_the_accelerator_equals_a_run_on_the_host(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def trained(folder: Path) -> Session:
-        """By two sessions: the second goes on from the first one's checkpoint."""
+        """Train in two sessions. The second one resumes from the checkpoint of the first one."""
         run = small_run(method, backbone__precision="fp64", **SMALL)
         for _ in range(2):
             session = Session(run, folder)
@@ -98,54 +114,68 @@ def test_a_run_there_equals_one_here(method: str, tmp_path: Path, monkeypatch: p
         return session
 
     monkeypatch.setattr(backbone_module, "load_backbone", tiny)
-    here = trained(tmp_path / "here")
+    on_host = trained(tmp_path / "host")
+    expected = on_host.state.tensors()
     with accelerator():
         monkeypatch.setattr(backbone_module, "default_device", lambda: DEVICE)
-        there = trained(tmp_path / "there")
-        assert there.finished
-        for ours, its in zip(without_time(there.history), without_time(here.history), strict=True):
-            assert ours == pytest.approx(its, rel=1e-9)
-        for name, tensor in to_cpu(there.state.tensors()).items():
-            torch.testing.assert_close(tensor, here.state.tensors()[name], rtol=0, atol=1e-10)
+        on_accelerator = trained(tmp_path / "accelerator")
+
+        assert on_accelerator.finished
+        records = without_time(on_accelerator.history)
+        for record, expected_record in zip(records, without_time(on_host.history), strict=True):
+            assert record == pytest.approx(expected_record, rel=1e-9)
+        for name, tensor in to_cpu(on_accelerator.state.tensors()).items():
+            torch.testing.assert_close(tensor, expected[name], rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize(
     "planted",
     [
-        lambda a: a * (1 + 0 * a.detach().sum().item()),
-        lambda a: a * torch.ones(a.shape[-1]),
-        lambda a: a * torch.tensor(1.0, device=a.device),
-        lambda a: a[a.detach().sum(dim=-1).isfinite()],
+        lambda logits: logits * (1 + 0 * logits.detach().sum().item()),
+        lambda logits: logits * torch.ones(logits.shape[-1]),
+        lambda logits: logits * torch.tensor(1.0, device=logits.device),
+        lambda logits: logits[logits.detach().sum(dim=-1).isfinite()],
     ],
     ids=["item", "host tensor", "sent scalar", "mask"],
 )
-def test_what_a_gpu_would_wait_for_is_found_in_the_step(
+def test_an_operation_that_a_gpu_waits_for_is_found_in_the_step(
     planted: Callable[[Tensor], Tensor], seen: Traffic, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = logits_module.weighted_cross_entropy
-    monkeypatch.setattr(
-        logits_module, "weighted_cross_entropy", lambda logits, *rest: plain(planted(logits), *rest)
-    )
+    """An operation that a GPU would wait for is inserted before the loss."""
+    cross_entropy = logits_module.weighted_cross_entropy
+
+    def with_planted(logits: Tensor, *others: Any) -> Tensor:
+        return cross_entropy(planted(logits), *others)
+
+    monkeypatch.setattr(logits_module, "weighted_cross_entropy", with_planted)
     run = small_run(**SMALL)
+
     with pytest.raises((AssertionError, MixedDevices), match=r"inside the step|mixes host and accelerator"):
         Session(run, tmp_path).run_epoch()
 
 
-def test_a_parcel_keeps_every_kind_of_tensor(seen: Traffic) -> None:
+def test_tensors_of_all_kinds_are_sent_in_one_copy_and_come_back_equal(seen: Traffic) -> None:
     half = torch.arange(3).half()
-    packed = {"a": [half, torch.tensor(True)], "b": (torch.zeros(2, 0), None), "c": torch.eye(3)[:2].T}
-    sent = send({**packed, "d": half}, DEVICE)
+    tensors = {
+        "list": [half, torch.tensor(True)],
+        "tuple": (torch.zeros(2, 0), None),
+        "transposed": torch.eye(3)[:2].T,
+        "same as in the list": half,
+    }
+
+    sent = send(tensors, DEVICE)
     assert len(seen.copies) == 1
-    assert sent["a"][0] is sent["d"]
-    back = to_cpu(sent)
+    assert sent["list"][0] is sent["same as in the list"]
+
+    returned = to_cpu(sent)
     assert len(seen.waits) == 1
-    torch.testing.assert_close(back, {**packed, "d": half}, rtol=0, atol=0)
+    torch.testing.assert_close(returned, tensors, rtol=0, atol=0)
 
 
 def test_a_step_that_runs_out_of_memory_succeeds_with_a_larger_share(
     seen: Traffic, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the part `out-of-memory` of `make gpu` does, on an accelerator whose memory is limited."""
+    """The part `out-of-memory` of `make gpu` does the same on a GPU. Here, the memory is limited."""
     monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[3] / "benchmarks"))
     parts = importlib.import_module("gpu_parts")
     run = small_run(**SMALL)
@@ -156,6 +186,7 @@ def test_a_step_that_runs_out_of_memory_succeeds_with_a_larger_share(
         def limit(share: float) -> None:
             limits.enter_context(memory_limit(int(share * total)))
 
+        # The first share is too small.
         found = parts.retried(lambda: parts.steps_within(run, 0.0), limit, (before + 2**16) / total)
     assert found["succeeded"], found
     assert found["recognized"]

@@ -1,4 +1,4 @@
-"""Where no prompt enters the image tower, each image is encoded once, and runs share its feature."""
+"""If no prompt enters the image tower, each image is encoded once, and runs share its feature."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,7 +14,7 @@ from prometar.clip.model import Clip
 from prometar.clip.vision import EmbeddedImages, ImageFeatures, ImageTokens, embed_images
 from prometar.data.datasets.dataset import Source
 from prometar.data.streaming.order import ImageOrder
-from prometar.data.streaming.stream import Batch, stream_local
+from prometar.data.streaming.stream import Batch, StreamFn, stream_local
 from prometar.step import meta_batch
 from prometar.step.meta_batch import embed_batch
 from prometar.training.cache import RunCache
@@ -33,7 +33,9 @@ TEXT_ONLY_METHODS: dict[str, dict[str, Any]] = {
     "coop with tasks of mixed pixels": META | {"task.augmentation": "cutmix"},
     "cocoop with tasks": META | {"task.augmentation": "feature_mixup"},
 }
+"""Methods that do not change the image tower, and their settings."""
 ADAPTED = {"adapters.kind": "parallel", "adapters.layers": "2"}
+"""Settings of adapters in both towers."""
 
 
 def run_of(name: str, *, shared: RunCache | None = None, **more: Any) -> Run:
@@ -43,8 +45,9 @@ def run_of(name: str, *, shared: RunCache | None = None, **more: Any) -> Run:
     return small_run(method, shared=shared, **{**small, **TEXT_ONLY_METHODS[name], **more})
 
 
-def batches(run: Run, order: ImageOrder | None = None) -> Iterator[Batch]:
-    return stream_local(order or run.order, run.dataset.source)
+def batches(run: Run) -> Iterator[Batch]:
+    """Return the training batches of a run."""
+    return stream_local(run.order, run.dataset.source)
 
 
 def embed_tokens(
@@ -60,27 +63,39 @@ def test_features_train_like_tokens_that_are_encoded_in_each_pass(
 ) -> None:
     run = run_of(name)
     without_cache = replace(run, cache=None)
+
     with monkeypatch.context() as patched:
         patched.setattr(meta_batch, "cached_embedding", embed_tokens)
-        expected, expected_losses = train_epoch(
-            without_cache, initial_state(without_cache), batches(without_cache)
-        )
+        start = initial_state(without_cache)
+        expected, expected_losses = train_epoch(without_cache, start, batches(without_cache))
     state, losses = train_epoch(run, initial_state(run), batches(run))
+
     assert losses == pytest.approx(expected_losses, abs=1e-9)
     for leaf, tensor in expected.tensors().items():
         torch.testing.assert_close(state.tensors()[leaf], tensor, rtol=0, atol=1e-9, msg=leaf)
 
 
-def test_the_type_of_embedded_images_depends_on_the_method_and_not_on_the_weights() -> None:
-    changing = small_run("vpt")
-    constant = run_of("coop")
-    types = []
-    for run in (changing, constant):
-        pixels = torch.zeros(2, 3, run.backbone.clip.image_size, run.backbone.clip.image_size)
-        pixels = pixels.to(run.backbone.clip.dtype)
-        batch, _ = embed_batch(run.backbone.clip, run.method, pixels, torch.tensor([0, 1]), None)
-        types.append(type(batch.images))
-    assert types == [ImageTokens, ImageFeatures]
+@pytest.mark.parametrize(
+    ("method", "embedding"), [("vpt", ImageTokens), ("coop", ImageFeatures)], ids=["changed", "unchanged"]
+)
+def test_images_are_embedded_as_features_if_the_method_does_not_change_their_tower(
+    method: str, embedding: type[EmbeddedImages]
+) -> None:
+    run = small_run(method)
+    clip = run.backbone.clip
+    pixels = torch.zeros(2, 3, clip.image_size, clip.image_size, dtype=clip.dtype)
+    batch, _ = embed_batch(clip, run.method, pixels, torch.tensor([0, 1]), None)
+    assert type(batch.images) is embedding
+
+
+def recording_stream(read: list[ImageOrder]) -> StreamFn:
+    """Return a local stream that appends each image order that it reads to a list."""
+
+    def stream(order: ImageOrder, source: Source, start: int) -> Iterator[Batch]:
+        read.append(order)
+        return stream_local(order, source, start)
+
+    return stream
 
 
 @pytest.mark.parametrize("name", ["coop", "cocoop"])
@@ -88,57 +103,56 @@ def test_known_images_are_not_read_again(name: str, tmp_path: Path) -> None:
     shared = RunCache()
     first = run_of(name, shared=shared)
     second = run_of(name, shared=shared, **{"optim.lr": 0.01})
-    read: list[tuple[ImageOrder, int]] = []
+    read: list[ImageOrder] = []
+    stream = recording_stream(read)
 
-    def stream(order: ImageOrder, source: Source, start: int) -> Iterator[Batch]:
-        read.append((order, start))
-        return stream_local(order, source, start)
-
+    # The first run reads the images for training and scoring.
     train(Session(first, tmp_path / "first", stream))
-    assert {order for order, _ in read} == {first.order, *(e.order for e in first.evaluations.values())}
+    assert set(read) == {first.order, *(evaluation.order for evaluation in first.evaluations.values())}
+
+    # The second run reads nothing.
     read.clear()
-    known = Session(second, tmp_path / "second", stream)
-    train(known)
+    with_cache = Session(second, tmp_path / "second", stream)
+    train(with_cache)
     assert read == []
-    forgetful = run_of(name, **{"optim.lr": 0.01})
-    alone = Session(forgetful, tmp_path / "alone", stream)
+
+    # It equals a run that reads all images itself.
+    alone = Session(run_of(name, **{"optim.lr": 0.01}), tmp_path / "alone", stream)
     train(alone)
-    assert without_time(known.history) == without_time(alone.history)
+    assert without_time(with_cache.history) == without_time(alone.history)
     for leaf, tensor in alone.state.tensors().items():
-        assert torch.equal(known.state.tensors()[leaf], tensor), leaf
+        assert torch.equal(with_cache.state.tensors()[leaf], tensor), leaf
 
 
 def test_runs_of_folded_and_of_original_weights_share_no_image_features(tmp_path: Path) -> None:
     """Adapters need the original weights, whose features are rounded differently."""
     shared = RunCache()
-    half = {"backbone.precision": "bf16", "train.epochs": 1}
-    train(Session(small_run("ivlp-regularized", shared=shared, **half, **ADAPTED), tmp_path / "adapted"))
-    known = Session(small_run("ivlp-regularized", shared=shared, **half), tmp_path / "known")
-    train(known)
-    alone = Session(small_run("ivlp-regularized", **half), tmp_path / "alone")
+    settings = {"backbone.precision": "bf16", "train.epochs": 1}
+    with_adapters = small_run("ivlp-regularized", shared=shared, **settings, **ADAPTED)
+    train(Session(with_adapters, tmp_path / "adapters"))
+
+    with_cache = Session(small_run("ivlp-regularized", shared=shared, **settings), tmp_path / "cache")
+    train(with_cache)
+
+    alone = Session(small_run("ivlp-regularized", **settings), tmp_path / "alone")
     train(alone)
-    assert without_time(known.history) == without_time(alone.history)
+    assert without_time(with_cache.history) == without_time(alone.history)
 
 
-def watch(*_: Any) -> None:
-    """Callback before each step, which gets the batch."""
+def ignore_batch(*_: Any) -> None:
+    """Do nothing, as a callback before each step, which gets the batch."""
 
 
 @pytest.mark.parametrize(
     ("name", "before_step"),
-    [("coop", watch), ("coop with tasks of mixed pixels", None)],
-    ids=["watch", "augmentation of pixels"],
+    [("coop", ignore_batch), ("coop with tasks of mixed pixels", None)],
+    ids=["callback", "augmentation of pixels"],
 )
-def test_a_watch_and_an_augmentation_of_pixels_get_images(
+def test_known_images_are_read_for_callbacks_and_augmentations_of_pixels(
     name: str, before_step: StepCallback | None, tmp_path: Path
 ) -> None:
     run = run_of(name)
-    read: list[ImageOrder] = []
     train(Session(run, tmp_path / "first"))
-
-    def stream(order: ImageOrder, source: Source, start: int) -> Iterator[Batch]:
-        read.append(order)
-        return stream_local(order, source, start)
-
-    train(Session(run, tmp_path / "second", stream, before_step))
+    read: list[ImageOrder] = []
+    train(Session(run, tmp_path / "second", recording_stream(read), before_step))
     assert run.order in read
