@@ -1,7 +1,7 @@
 """Components of methods can be combined, or the combination is refused in one line before training.
 
-Every combination of prompts, adapters, features, logits and meta phase takes a step. Modulators, averagers
-and optimizers take turns. Every seventh combination trains as a complete run, resumes and is exported.
+Each combination of prompts, adapters, features, logits and meta phase takes a step. Modulators, averagers
+and optimizers take turns. Some combinations train as complete runs, resume and are exported.
 """
 
 import re
@@ -25,7 +25,7 @@ from prometar.run_folder import export_run, train_run
 from prometar.step.iteration import step
 from prometar.step.prompted_clip import PromptedClip
 from prometar.training.checkpoint import load_checkpoint
-from prometar.training.run import initial_state
+from prometar.training.run import Run, initial_state
 from prometar.training.scoring import make_logits_fn
 from prometar.training.session import Session
 from tests.contracts.step.test_step import RATES, batch_for, make
@@ -43,13 +43,15 @@ SMALL: dict[str, dict[str, Any]] = {
     "class_aware": {"prompts.layer": 2, "prompts.reduction": 4},
     "shared": {"prompts.length": 2, "prompts.dim": 8, "prompts.layers": "2"},
 }
+"""Settings with which kinds of prompts fit the small backbone, by kind."""
 
 
 def combinations() -> Iterator[dict[str, Any]]:
-    """Yield every combination of what enters the step. Other components take turns."""
-    modulators = cycle((*MODULATORS, "gate"))  # a length that no other number of kinds divides
+    """Yield each combination of the components that enter the step. Other components take turns."""
+    # The cycles have 5, 7 and 11 elements. So each of their kinds meets each kind of the other components.
+    modulators = cycle((*MODULATORS, "gate"))
     optimizers = cycle((*OPTIMIZERS, *OPTIMIZERS, "sgd"))
-    averagers = cycle((*AVERAGERS, *AVERAGERS, *AVERAGERS, *AVERAGERS, *AVERAGERS, "gaussian"))
+    averagers = cycle((*AVERAGERS * 5, "gaussian"))
     for prompts, adapters, features, logits, meta in product(PROMPTS, ADAPTERS, FEATURES, LOGITS, META):
         values: dict[str, Any] = {
             "prompts.kind": prompts,
@@ -61,7 +63,10 @@ def combinations() -> Iterator[dict[str, Any]]:
             "averager.kind": next(averagers),
             **SMALL.get(prompts, {}),
         }
-        values |= {"inner.kind": "none"} if meta == "none" else {"inner.order": meta}
+        if meta == "none":
+            values["inner.kind"] = "none"
+        else:
+            values["inner.order"] = meta
         if values["modulator.kind"] == "gate":
             values["modulator.reduction"] = 1
         if adapters == "parallel":
@@ -80,32 +85,40 @@ def refusal_of(values: dict[str, Any]) -> str:
 
 
 def learns(values: dict[str, Any]) -> bool:
-    kinds = (values[f"{section}.kind"] for section in ("prompts", "adapters", "features"))
-    return any(kind != "none" for kind in kinds) or values["logits.kind"] == "linear_head"
+    """Return whether a combination has anything to learn."""
+    kinds = [values[f"{section}.kind"] for section in ("prompts", "adapters", "features")]
+    return kinds != ["none", "none", "none"] or values["logits.kind"] == "linear_head"
 
 
 def name_of(values: dict[str, Any]) -> str:
-    return "-".join(map(str, values.values()))
+    """Return the name of a combination in test reports."""
+    return "-".join(str(value) for value in values.values())
 
 
 CASES = list(combinations())
-TRAINABLE = [values for values in CASES if learns(values) and not refusal_of(values)]
+REFUSED = [values for values in CASES if refusal_of(values)]
+ACCEPTED = [values for values in CASES if not refusal_of(values)]
+TRAINABLE = [values for values in ACCEPTED if learns(values)]
 COMPLETE = TRAINABLE[::13]
-"""Combinations that train as complete runs."""
+"""Combinations that train as complete runs. They contain each kind of each component."""
 
 
-@pytest.mark.parametrize("values", CASES, ids=name_of)
-def test_a_combination_trains_or_is_refused(values: dict[str, Any]) -> None:
-    if refusal := refusal_of(values):
-        with pytest.raises(UserError, match=refusal) as error:
-            make(values)
-        assert "\n" not in str(error.value)
-        return
+@pytest.mark.parametrize("values", REFUSED, ids=name_of)
+def test_a_combination_that_does_not_fit_is_refused_in_one_line(values: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=refusal_of(values)) as error:
+        make(values)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("values", ACCEPTED, ids=name_of)
+def test_a_combination_that_fits_takes_a_step(values: dict[str, Any]) -> None:
     _, method, model, start = make(values)
     assert bool(start.leaves) == learns(values)
     if not start.leaves:
         return
+
     state, losses = step(model, method, start, *batch_for(model, method), RATES)
+
     assert ("query_loss" in losses) == (method.inner is not None)
     assert all(bool(loss.isfinite()) for loss in losses.values())
     assert all(bool(leaf.isfinite().all()) for leaf in state.leaves.values())
@@ -130,18 +143,20 @@ def test_complete_runs_have_every_kind_of_every_component() -> None:
 def test_a_combination_resumes_bit_for_bit_and_predicts_the_same_after_export(
     values: dict[str, Any], tmp_path: Path
 ) -> None:
-    settings = {"data.shots": 1, "train.epochs": 2, "optim.warmup_epochs": 0, **values}
-    run = small_run("prometar", "final", **{key.replace(".", "__"): each for key, each in settings.items()})
+    run = run_with({"data.shots": 1, "train.epochs": 2, "optim.warmup_epochs": 0, **values})
     train_run(run.config, tmp_path / "whole")
     for _ in range(2):  # each epoch by another session, as after a kill
         parts = Session(run, tmp_path / "parts")
         parts.run_epoch()
+
+    # The states are equal.
     whole = load_checkpoint(tmp_path / "whole" / "checkpoint.safetensors")
     assert whole is not None
     assert whole.state.counters() == parts.state.counters()
     for name, tensor in whole.state.tensors().items():
         assert torch.equal(tensor, parts.state.tensors()[name]), name
 
+    # The exported classifier has the same logits.
     export_run(tmp_path / "whole", tmp_path / "prompts.safetensors")
     classifier = prometar.load(tmp_path / "prompts.safetensors", device="cpu")
     size = run.backbone.clip.image_size
@@ -151,27 +166,35 @@ def test_a_combination_resumes_bit_for_bit_and_predicts_the_same_after_export(
         expected = make_logits_fn(run.backbone, evaluation.model, parts.state.evaluation_leaves)
         found = make_logits_fn(classifier.backbone, classifier.model(names), classifier.leaves)
         torch.testing.assert_close(found(pixels, 0), expected(pixels, 0))
+
+    # It can also have other classes.
     other = make_logits_fn(classifier.backbone, classifier.model(("one", "two")), classifier.leaves)
     assert other(pixels, 0).isfinite().all()
 
 
-REFUSALS = re.findall(
-    r"^\| `([^|]+)` \| (.+) \|$",
-    Path("docs/methods.md").read_text("utf-8").partition("## Combinations that are refused")[2],
-    flags=re.MULTILINE,
-)
-"""Settings and messages of the table in docs/methods.md."""
+def run_with(settings: dict[str, Any]) -> Run:
+    """Return a small run of the final test with settings by dotted key."""
+    return small_run("prometar", "final", **{key.replace(".", "__"): each for key, each in settings.items()})
+
+
+def documented_refusals() -> list[tuple[str, str]]:
+    """Return settings and messages of the table of refused combinations in docs/methods.md."""
+    text = Path("docs/methods.md").read_text("utf-8")
+    _, _, section = text.partition("## Combinations that are refused")
+    return re.findall(r"^\| `([^|]+)` \| (.+) \|$", section, flags=re.MULTILINE)
+
+
+REFUSALS = documented_refusals()
 
 
 def message_of_refusal(values: dict[str, Any]) -> str:
     """Return the message that refuses to start a run, or "" if it starts."""
-    small = {key: each for kind in values.values() for key, each in SMALL.get(str(kind), {}).items()}
-    settings = {**small, "modulator.reduction": 1, **values}
+    settings: dict[str, Any] = {}
+    for kind in values.values():
+        settings.update(SMALL.get(str(kind), {}))
+    settings = {**settings, "modulator.reduction": 1, **values}
     try:
-        run = small_run(
-            "prometar", "final", **{key.replace(".", "__"): each for key, each in settings.items()}
-        )
-        initial_state(run)
+        initial_state(run_with(settings))
     except UserError as error:
         return str(error)
     return ""
@@ -184,8 +207,7 @@ def test_the_guide_lists_refusals_as_they_are(settings: str, message: str) -> No
     assert message_of_refusal(values) == message.replace("2048", "64")
 
 
-def test_the_guide_lists_every_refusal() -> None:
-    """Of two settings that do not fit together, whatever their components."""
+def test_the_guide_lists_the_refusals_of_all_pairs_of_settings() -> None:
     axes: dict[str, tuple[Any, ...]] = {
         "prompts.kind": PROMPTS,
         "adapters.kind": ADAPTERS,
@@ -197,13 +219,14 @@ def test_the_guide_lists_every_refusal() -> None:
     }
     documented = {_without_kinds(message) for _, message in REFUSALS}
     assert len(REFUSALS) == len(documented) >= 5
-    for (one, ones), (other, others) in pairs_of(axes.items(), 2):
-        for first, second in product(ones, others):
-            message = message_of_refusal({one: first, other: second})
+    for key, other_key in pairs_of(axes, 2):
+        for value, other_value in product(axes[key], axes[other_key]):
+            message = message_of_refusal({key: value, other_key: other_value})
             assert not message or _without_kinds(message) in documented, message
 
 
 def _without_kinds(message: str) -> str:
+    """Return a message without the kinds of components, because the guide lists each message only once."""
     return re.sub(r"kind=\w+", "kind=", message)
 
 
@@ -212,14 +235,16 @@ def _without_kinds(message: str) -> str:
 def test_autograd_gives_the_steps_of_the_hand_written_derivatives(
     prompts: str, order: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So second derivatives of towers that only autograd can differentiate are right, too."""
+    """So the second derivatives of towers that only autograd can differentiate are right, too."""
     values = {"prompts.kind": prompts, "inner.order": order}
     _, method, model, start = make(values)
     batch = batch_for(model, method)
+
     by_hand, losses = step(model, method, start, *batch, RATES)
     for name in ("_text_needs_autodiff", "_vision_needs_autodiff"):
         monkeypatch.setattr(PromptedClip, name, property(lambda model: True))
     by_autograd, same_losses = step(model, method, start, *batch, RATES)
+
     for name, tensor in by_hand.tensors().items():
         torch.testing.assert_close(by_autograd.tensors()[name], tensor, rtol=1e-9, atol=1e-11)
     for name, loss in losses.items():
@@ -252,35 +277,51 @@ def test_frozen_blocks_that_are_computed_once_change_no_step(
         torch.testing.assert_close(reused[name], tensor, rtol=1e-9, atol=1e-11)
 
 
-def test_the_first_block_that_changes_is_known() -> None:
-    def first(values: dict[str, Any]) -> list[int]:
-        _, method, model, _ = make({**values, "modulator.kind": "add", "inner.kind": "none"})
-        return [method.first_block(tower, len(model.clip.text.blocks)) for tower in ("text", "vision")]
+ADAPTERS_FROM_BLOCK_1 = {"adapters.kind": "parallel", "adapters.layers": "2-3"}
 
-    adapters = {"adapters.kind": "parallel", "adapters.layers": "2-3"}
-    assert first({"prompts.kind": "none", **adapters}) == [1, 1]
-    assert first({"prompts.kind": "independent", **adapters}) == [0, 0]
-    assert first({"prompts.kind": "shared", "prompts.layers": "3", **adapters}) == [1, 1]
-    assert first({"prompts.kind": "shared", "prompts.layers": "3"}) == [2, 2]
-    assert first({"prompts.kind": "independent", "prompts.vision_depth": 0}) == [0, 3]
-    assert first({"prompts.kind": "class_aware", "prompts.layer": 3}) == [0, 3]
+
+@pytest.mark.parametrize(
+    ("values", "text_block", "vision_block"),
+    [
+        ({"prompts.kind": "none", **ADAPTERS_FROM_BLOCK_1}, 1, 1),
+        ({"prompts.kind": "independent", **ADAPTERS_FROM_BLOCK_1}, 0, 0),
+        ({"prompts.kind": "shared", "prompts.layers": "3", **ADAPTERS_FROM_BLOCK_1}, 1, 1),
+        ({"prompts.kind": "shared", "prompts.layers": "3"}, 2, 2),
+        ({"prompts.kind": "independent", "prompts.vision_depth": 0}, 0, 3),
+        ({"prompts.kind": "class_aware", "prompts.layer": 3}, 0, 3),
+    ],
+    ids=["adapters", "prompts-and-adapters", "shared-and-adapters", "shared", "text-only", "class-aware"],
+)
+def test_the_first_block_that_learning_changes_is_known(
+    values: dict[str, Any], text_block: int, vision_block: int
+) -> None:
+    """Blocks are counted from 0, and layers from 1. Block 3 is after the last one: nothing changes."""
+    _, method, model, _ = make({**values, "modulator.kind": "add", "inner.kind": "none"})
+    num_blocks = len(model.clip.text.blocks)
+    assert method.first_block("text", num_blocks) == text_block
+    assert method.first_block("vision", num_blocks) == vision_block
 
 
 def logits(model: PromptedClip, leaves: dict[str, Tensor], pixels: Tensor) -> Tensor:
+    """Return the logits (images, classes) of a model with learned leaves."""
     inputs = model.method.inputs(leaves)
     images = model.image_features(inputs, embed_images(model.clip, pixels))
     return model.logits(inputs, model.features(inputs, model.text_features(inputs), images))
 
 
-def test_lora_of_the_examples_trains_and_equals_merged_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lora_of_the_examples_trains_and_is_the_frozen_model_at_zero(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.syspath_prepend("examples")
     values = {"prompts.kind": "none", "prompts.frozen_text": "init", "adapters.kind": "lora:Lora"}
     _, method, model, state = make({**values, "modulator.kind": "add"})
     pixels = torch.randn(2, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     frozen = logits(model, state.leaves, pixels)
     batch = batch_for(model, method)
+
     for _ in range(3):
         state, _ = step(model, method, state, *batch, RATES)
+
     trained = logits(model, state.leaves, pixels)
     assert not torch.allclose(trained, frozen)
     zeros = {name: torch.zeros_like(leaf) for name, leaf in state.leaves.items()}
@@ -327,10 +368,10 @@ class Classifier(Logits):
 """
 
 
-def test_layer_norms_and_a_linear_classifier_are_two_parts(
+def test_a_method_of_a_user_consists_of_two_new_components(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As docs/architecture.md says. Neither the step nor anything else knows them."""
+    """It learns layer norms and a linear classifier. No other code knows of them (docs/architecture.md)."""
     (tmp_path / "normtuning.py").write_text(LAYER_NORMS)
     monkeypatch.syspath_prepend(tmp_path)
     values = {
@@ -341,7 +382,9 @@ def test_layer_norms_and_a_linear_classifier_are_two_parts(
     }
     _, method, model, start = make(values)
     assert method.learning_sections == {"adapters", "logits"}
+
     state, _ = step(model, method, start, *batch_for(model, method), RATES)
+
     learned_from_images = [name for name in start.leaves if "text" not in name]
     assert len(learned_from_images) == 4 * len(model.clip.vision.blocks) + 1
     assert not any(torch.equal(state.leaves[name], start.leaves[name]) for name in learned_from_images)

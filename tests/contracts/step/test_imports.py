@@ -1,4 +1,4 @@
-"""Imports of a worker's first step. Unneeded ones would cost each worker about a second."""
+"""Modules that the first step of a worker imports. Unneeded ones would cost each worker about a second."""
 
 import subprocess
 import sys

@@ -24,7 +24,7 @@ from prometar.step.updates import Rates
 from tests.contracts.step.test_step import RATES, batch_for, make
 
 LEARNING = [name for name in METHODS if not name.startswith("zero-shot")]
-NAMES = [f"class number {k}" for k in range(6)]
+NAMES = [f"class number {number}" for number in range(6)]
 
 
 @pytest.mark.parametrize("name", LEARNING)
@@ -33,19 +33,27 @@ def test_in_float64_scaling_changes_nothing(name: str, monkeypatch: pytest.Monke
     plain = start
     scaled = start
     batch = batch_for(model, method)
+
     for _ in range(2):
         plain, _ = step(model, method, plain, *batch, RATES)
     monkeypatch.setattr(iteration, "scale_factor", lambda _, *numbers: scale_factor(torch.float16, *numbers))
     for _ in range(2):
         scaled, _ = step(model, method, scaled, *batch, RATES)
+
     for key, value in plain.tensors().items():
         torch.testing.assert_close(scaled.tensors()[key], value, rtol=1e-11, atol=1e-13)
 
 
 def momenta(dtype: torch.dtype, settings: dict[str, Any], momentum: float) -> dict[str, Tensor]:
-    """Return the momenta of the prompts and the gate after the first step, which consist of gradients.
+    """Return the momenta of the prompts and of the gate after the first step, as one vector each.
 
-    Those of the prompts contain the gradients of both phases, or, without momentum, only of the meta phase.
+    They consist of gradients. Those of the prompts contain the gradients of both phases. Without momentum,
+    they contain only the gradient of the meta phase.
+
+    Args:
+        dtype: Data type of the backbone.
+        settings: Settings of ProMetaR by dotted key.
+        momentum: Momentum of SGD.
     """
     clip = load_backbone("mini", None, dtype=dtype).clip
     method = build(Config().override(settings))
@@ -67,10 +75,12 @@ def momenta(dtype: torch.dtype, settings: dict[str, Any], momentum: float) -> di
 
 
 def errors(settings: dict[str, Any], momentum: float = 0.9) -> dict[str, float]:
-    """Return the relative errors of float16 gradients. The last bit of a feature can flip l1's signs."""
+    """Return the relative errors of float16 gradients of the prompts and of the gate."""
+    # Not the default l1, whose gradient is a sign, which the last bit of a feature can change.
     smooth = {"regularizer.kind": "l2", **settings}
-    exact, near = (momenta(dtype, smooth, momentum) for dtype in (torch.float32, torch.float16))
-    return {name: float((near[name] - exact[name]).norm() / exact[name].norm()) for name in exact}
+    exact = momenta(torch.float32, smooth, momentum)
+    rounded = momenta(torch.float16, smooth, momentum)
+    return {name: float((rounded[name] - exact[name]).norm() / exact[name].norm()) for name in exact}
 
 
 WEAK = {"inner.lr": 1e-5, "inner.outer_weight": 1e-5}
@@ -82,13 +92,14 @@ WEAK = {"inner.lr": 1e-5, "inner.outer_weight": 1e-5}
         ({}, 0.9),
         ({"inner.lr": 1.0, "inner.outer_weight": 1.0}, 0.9),
         (WEAK, 0.9),
-        ({"inner.lr": 1.0, "inner.outer_weight": 1e-5}, 0.0),  # second order, with a small outer weight
+        ({"inner.lr": 1.0, "inner.outer_weight": 1e-5}, 0.0),
     ],
+    ids=["default", "strong meta phase", "weak meta phase", "second order with a small outer weight"],
 )
 def test_float16_gradients_are_near_those_of_float32(settings: dict[str, Any], momentum: float) -> None:
     assert max(errors(settings, momentum).values()) < 0.02
 
 
-def test_without_scaling_they_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_float16_gradients_are_wrong_without_scaling(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(iteration, "scale_factor", lambda dtype, *numbers: 1.0)
     assert errors(WEAK)["gate"] > 0.1

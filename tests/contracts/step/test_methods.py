@@ -40,12 +40,15 @@ def test_the_query_loss_of_a_mix_is_that_of_mixed_images_and_labels(mix: str) ->
     labels = torch.tensor([0, 1, 1, 2])
     task = draw(method)
     assert task.partners is not None
-    drawn = task.partners.mix
+    mixing = task.partners.mix
+
     batch = embed_batch(clip.clip, method, images, labels, task)
-    _, scalars = step(model, method, state, *batch, Rates(0.0, 0.0))
+    _, losses = step(model, method, state, *batch, Rates(0.0, 0.0))
+
+    # The images 1 and 2 are query images. Each is mixed with one of the support images, 0 or 3.
     query = images[1:3]
-    partners = images[[0, 3]][drawn.partner]
-    lam = drawn.lam.double()
+    partners = images[[0, 3]][mixing.partner]
+    lam = mixing.lam.double()
 
     def features(pixels: Tensor) -> Tensor:
         return model.image_features(state.leaves, embed_images(clip.clip, pixels))["vision"]
@@ -53,19 +56,19 @@ def test_the_query_loss_of_a_mix_is_that_of_mixed_images_and_labels(mix: str) ->
     if mix == "feature_mixup":
         mixed = lam[:, None] * features(query) + (1 - lam)[:, None] * features(partners)
     else:
-        mixed = features(method.augmentation.mixed_images(query, partners, drawn))
+        mixed = features(method.augmentation.mixed_images(query, partners, mixing))
     inputs = state.leaves
     logits = model.logits(inputs, model.features(inputs, model.text_features(inputs), {"vision": mixed}))
-    other = labels[[0, 3]][drawn.partner]
-    per_image = lam * F.cross_entropy(logits, labels[1:3], reduction="none")
-    per_image = per_image + (1 - lam) * F.cross_entropy(logits, other, reduction="none")
-    assert float(scalars["query_loss"]) == pytest.approx(float(per_image.mean()), abs=1e-7)
+    labels_of_partners = labels[[0, 3]][mixing.partner]
+    loss = lam * F.cross_entropy(logits, labels[1:3], reduction="none")
+    loss = loss + (1 - lam) * F.cross_entropy(logits, labels_of_partners, reduction="none")
+    assert float(losses["query_loss"]) == pytest.approx(float(loss.mean()), abs=1e-7)
 
 
-def test_where_no_context_is_learned_the_templates_decide() -> None:
+def test_methods_without_learned_context_use_their_templates() -> None:
     clip = backbone(torch.float64).clip
 
-    def text(templates: Sequence[str]) -> Tensor:
+    def expected(templates: Sequence[str]) -> Tensor:
         return frozen_text_features(clip, tokenize, CLASSES, templates)
 
     for name, templates in {
@@ -76,12 +79,12 @@ def test_where_no_context_is_learned_the_templates_decide() -> None:
         method = build(Config(method=name))
         texts = prompt_texts(CLASSES, method.prompts, init="a photo of a", template="an image of {}.")
         model = build_model(clip, method, tokenize(texts))
-        assert torch.equal(model.text_features({}), text(templates))
-    assert not torch.allclose(text(TEMPLATES), text(["a photo of a {}."]))
+        assert torch.equal(model.text_features({}), expected(templates))
+    assert not torch.allclose(expected(TEMPLATES), expected(["a photo of a {}."]))
 
 
 @pytest.mark.parametrize("name", ["coop", "vpt", "ivlp", "maple", "kgcoop", "prograd", "promptsrc"])
-def test_a_method_is_what_its_paper_does(name: str) -> None:
+def test_a_method_takes_the_steps_of_a_plain_implementation(name: str) -> None:
     clip, method, model, state = make({}, name)
     assert model.frozen_text_CE is not None
     texts = prompt_texts(CLASSES, method.prompts, init="a photo of a", template="a photo of a {}.")
@@ -98,7 +101,7 @@ def test_a_method_is_what_its_paper_does(name: str) -> None:
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
-def test_cocoop_is_what_its_paper_does(batch_size: int) -> None:
+def test_cocoop_takes_the_steps_of_a_plain_implementation(batch_size: int) -> None:
     clip, method, model, state = make({}, "cocoop")
     texts = prompt_texts(CLASSES, method.prompts, init="a photo of a", template="{}")
     reference = PlainConditional(clip.clip, tokenize(texts))
@@ -111,16 +114,17 @@ def test_cocoop_is_what_its_paper_does(batch_size: int) -> None:
         batch = embed_batch(clip.clip, method, images, labels, None)
         state, _ = step(model, method, state, *batch, Rates(0.5, 0.0))
         torch.testing.assert_close(state.leaves, reference.leaves(), rtol=0, atol=1e-9)
+
+    # New images have the same logits, which depend on the image.
     pixels = torch.randint(256, (5, 16, 16, 3), dtype=torch.uint8, generator=generator)
     expected = reference.logits(clip.normalize(pixels)).detach()
-    torch.testing.assert_close(
-        make_logits_fn(clip, model, state.leaves)(pixels, 0), expected, rtol=0, atol=1e-9
-    )
+    logits = make_logits_fn(clip, model, state.leaves)(pixels, 0)
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-9)
     assert (expected.softmax(-1).std(dim=0) > 1e-6).all()
 
 
 @pytest.mark.parametrize("name", META)
-def test_prometars_step_on_any_prompts_is_the_plain_one(name: str) -> None:
+def test_prometar_takes_the_steps_of_a_plain_implementation_on_any_prompts(name: str) -> None:
     clip, method, model, state = make({}, name)
     assert model.frozen_text_CE is not None
     texts = prompt_texts(CLASSES, method.prompts, init="a photo of a", template="a photo of a {}.")
@@ -145,15 +149,16 @@ def test_prometars_step_on_any_prompts_is_the_plain_one(name: str) -> None:
         images = torch.randn(4, 3, 16, 16, dtype=torch.float64, generator=generator)
         task = draw(method, number)
         reference.train(images, labels, task)
-        state, _ = step(model, method, state, *embed_batch(clip.clip, method, images, labels, task), RATES)
-        for ours, theirs in ((state.leaves, reference.prompts), (state.gate, reference.gate)):
-            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-9)
+        batch = embed_batch(clip.clip, method, images, labels, task)
+        state, _ = step(model, method, state, *batch, RATES)
+        torch.testing.assert_close(state.leaves, reference.prompts, rtol=0, atol=1e-9)
+        torch.testing.assert_close(state.gate, reference.gate, rtol=0, atol=1e-9)
 
 
-CONDITIONAL = {"prompts.kind": "conditional", "modulator.reduction": 1}
+# Recipes and settings, by name of the case.
 COMPOSED: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, {}) for name in META},
-    "conditional prompts": ("prometar", CONDITIONAL),
+    "conditional prompts": ("prometar", {"prompts.kind": "conditional", "modulator.reduction": 1}),
     "cutmix": ("prometar", {"task.augmentation": "cutmix"}),
     "projection": ("prometar-maple", {"modulator.kind": "projection"}),
 }
@@ -164,22 +169,26 @@ def test_the_meta_gradient_is_the_finite_difference_of_the_query_loss(case: str)
     name, values = COMPOSED[case]
     _, method, model, start = make(values, name)
     method = replace(method, optimizer=SGD(momentum=0.0, weight_decay=0.0))
-    still = Rates(0.0, 0.0)
+    no_rates = Rates(0.0, 0.0)
     batch = batch_for(model, method)
-    state, _ = step(model, method, start, *batch, still)  # with lr and momentum 0, these are gradients
-    gradient = {key: g for key, g in state.tensors().items() if "momenta" in key}
-    for key, g in gradient.items():
+
+    def query_loss(leaf: str, change: Tensor) -> float:
+        """Return the query loss after a leaf was changed."""
+        tensors = dict(start.tensors())
+        tensors[leaf] = tensors[leaf] + change
+        changed_start = State.from_tensors(tensors, start.counters())
+        _, losses = step(model, method, changed_start, *batch, no_rates)
+        return float(losses["query_loss"])
+
+    # Without learning rates and momentum, the momenta are the gradients.
+    state, _ = step(model, method, start, *batch, no_rates)
+    gradients = {key: tensor for key, tensor in state.tensors().items() if "momenta" in key}
+    for key, gradient in gradients.items():
         leaf = key.replace("prompt_momenta", "prompts").replace("gate_momenta", "gate")
-        direction = torch.randn(g.shape, dtype=g.dtype, generator=torch.Generator().manual_seed(0))
-
-        def loss(moved: float, leaf: str = leaf, direction: Tensor = direction) -> float:
-            tensors = dict(start.tensors())
-            tensors[leaf] = tensors[leaf] + moved * direction
-            moved_start = State.from_tensors(tensors, start.counters())
-            return float(step(model, method, moved_start, *batch, still)[1]["query_loss"])
-
-        numeric = (loss(1e-5) - loss(-1e-5)) / 2e-5
-        assert float((g * direction).sum()) == pytest.approx(numeric, rel=1e-4, abs=1e-8), key
+        generator = torch.Generator().manual_seed(0)
+        direction = torch.randn(gradient.shape, dtype=gradient.dtype, generator=generator)
+        numeric = (query_loss(leaf, 1e-5 * direction) - query_loss(leaf, -1e-5 * direction)) / 2e-5
+        assert float((gradient * direction).sum()) == pytest.approx(numeric, rel=1e-4, abs=1e-8), key
 
 
 @pytest.mark.parametrize(
@@ -190,7 +199,9 @@ def test_the_meta_gradient_is_the_finite_difference_of_the_query_loss(case: str)
         ("name_last", "a texture of {}."),
     ],
 )
-def test_a_run_holds_the_text_to_the_data_sets_wording(teacher: str, template: str, small_dtd: Path) -> None:
+def test_the_frozen_text_features_of_a_run_use_the_template_of_their_teacher(
+    teacher: str, template: str, small_dtd: Path
+) -> None:
     settings = {"data.name": "dtd", "data.root": str(small_dtd), "regularizer.teacher": teacher}
     run = build_run(configure("kgcoop", settings), "final")
     expected = frozen_text_features(run.backbone.clip, tokenize, classnames(run.order.items), [template])

@@ -25,6 +25,10 @@ from tests.support import tiny
 
 CLASSES = ("banded", "polka-dotted", "woven")
 RATES = Rates(lr=0.1, gate_lr=0.5)
+LABELS = torch.tensor([0, 1, 1, 2])
+"""Labels of a batch of four images, which are indices of `CLASSES`."""
+IS_QUERY = torch.tensor([False, True, True, False])
+"""Which images of the batch are query images of the meta task. They have a class of their own."""
 SMALL: dict[str, Any] = {
     "prompts.text_length": 2,
     "prompts.vision_length": 3,
@@ -35,6 +39,7 @@ SMALL: dict[str, Any] = {
     "inner.lr": 0.5,
     "inner.outer_weight": 1.0,
 }
+"""Settings that fit the tiny backbone, and a strong meta phase."""
 VARIANTS: dict[str, dict[str, Any]] = {
     "first order": {"inner.order": "first"},
     "no gate": {"modulator.kind": "add"},
@@ -49,10 +54,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "text prompts only": {"prompts.vision_depth": 0},
     "vision prompts only": {"prompts.text_depth": 0},
 }
-
-
+"""Settings of variants of ProMetaR."""
 INIT = "a photo of a"
-FEATURE_DIM = 24  # of the tiny backbone
+FEATURE_DIM = 24
+"""Size of the tiny backbone's features."""
 
 
 class Setup(NamedTuple):
@@ -94,21 +99,21 @@ def frozen_features(dtype: torch.dtype) -> Tensor:
     return F.normalize(numbers.view(len(CLASSES), FEATURE_DIM).sin(), dim=-1).to(dtype)
 
 
-IS_QUERY = torch.tensor([False, True, True, False])
-
-
 def draw(method: Method, seed: int = 0) -> Selection:
+    """Return a meta task: query images as in `IS_QUERY`, and how they are mixed with support images."""
     augmentation = method.augmentation
     mix = augmentation.draw(2, 2, np.random.default_rng(seed))
     return select(IS_QUERY, mix, mixes_pixels=augmentation.mixes_pixels, dtype=torch.float64)
 
 
 def batch_for(model: PromptedClip, method: Method) -> tuple[Embeddings, MetaTask | None]:
+    """Return a batch of four random images, and its meta task if the method has a meta phase."""
     images = torch.randn(4, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     task = draw(method) if method.inner is not None else None
-    return embed_batch(model.clip, method, images, torch.tensor([0, 1, 1, 2]), task)
+    return embed_batch(model.clip, method, images, LABELS, task)
 
 
+# Recipes and settings, by name of the case.
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, {}) for name in METHODS},
     **{name: ("prometar", values) for name, values in VARIANTS.items()},
@@ -129,7 +134,7 @@ class Iteration:
 
 @pytest.fixture(scope="module", params=CASES.values(), ids=CASES)
 def iteration(request: pytest.FixtureRequest) -> Iteration:
-    """Takes a step of each case."""
+    """A step of each case."""
     name, values = request.param
     _, method, model, start = make(values, name)
     fixed = [*tensors_of(model.clip), *start.leaves.values(), *start.gate.values()]
@@ -178,5 +183,6 @@ def test_a_step_is_counted(iteration: Iteration) -> None:
 
 def has_regularizer_gradient(method: Method, gate_leaf: str) -> bool:
     """Return True if the regularizer uses the tower of a gate's tensor. Otherwise, its gradient is 0."""
-    regularizer = method.regularizer
-    return regularizer.uses_images if gate_leaf.startswith("vision") else regularizer.uses_text
+    if gate_leaf.startswith("vision"):
+        return method.regularizer.uses_images
+    return method.regularizer.uses_text
