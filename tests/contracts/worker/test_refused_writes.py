@@ -1,6 +1,7 @@
-"""Every write of a run is refused in turn: one line, no half-written file counts, the same command resumes.
+"""Runs on a disk that refuses one write after the other.
 
-The arithmetic is a formula, the writing is a worker's own.
+Each refusal ends the command with one line. No half-written file is used, and the same command resumes. Runs
+do not train: their numbers follow from a formula, but they write their files as real ones do.
 """
 
 import json
@@ -8,7 +9,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -46,12 +47,12 @@ CONFIG = (
     .with_defaults()
 )
 
-DESCRIBED = dump_config(CONFIG)
+CONFIG_TEXT = dump_config(CONFIG)
 HALF = b"half a checkpoint"
 
 
 class Worker(JobWorker):
-    """A trial's worker, without Ray around it."""
+    """Worker of a trial that no actor of Ray contains."""
 
     def __init__(self, request: JobRequest) -> None:
         self.setup({"request": request})
@@ -62,57 +63,77 @@ class Worker(JobWorker):
 
 
 def trial(folder: Path) -> list[dict[str, Any]]:
-    """What a worker reports of a trial, from its start to its end."""
+    """Run a trial in FOLDER/trial. Return its reports."""
     try:
         (folder / "trial").mkdir(parents=True, exist_ok=True)
-    except OSError as error:  # as the driver, which creates it
+    except OSError as error:  # the driver, which creates the folder, does the same
         raise cannot_write_error(folder / "trial", error) from None
     resources = JobResources(num_concurrent=1, max_concurrent=1, cpus=1.0, gpus=0.0)
     job = Job("trial 0", {folder / "trial": CONFIG}, run_folder.FINAL, records_alignment=True)
     worker = Worker(JobRequest(job, resources, resources.bundles(), 600))
-    told: list[EpochReport] = []
+    reports: list[EpochReport] = []
     try:
-        while not told or not told[-1].finished:
-            told += [report for report in worker.step().values() if isinstance(report, EpochReport)]
+        while not reports or not reports[-1].finished:
+            results = worker.step().values()
+            reports += [report for report in results if isinstance(report, EpochReport)]
     finally:
         worker.cleanup()
-    assert not any(each.error for each in told), "no trial is to blame"
-    return [asdict(each) for each in told]
+    assert not any(report.error for report in reports), "a refused write is no failure of the trial"
+    return [asdict(report) for report in reports]
 
 
-def damaged(folder: Path) -> list[dict[str, Any]]:
-    """A trial that finds half of a checkpoint; that is put there before."""
-    return trial(folder)
-
-
-def leave_half(folder: Path) -> None:
+def write_half_checkpoint(folder: Path) -> None:
+    """Write half of a checkpoint into FOLDER/trial."""
     (folder / "trial").mkdir(parents=True, exist_ok=True)
     (folder / "trial/checkpoint.safetensors").write_bytes(HALF)
 
 
-def trained(folder: Path) -> object:
-    """`prometar train`."""
-    return run_folder.train_run(
-        CONFIG, folder / "run", before_step=AlignmentRecorder(folder / "run", every=2)
-    )
+def train(folder: Path) -> object:
+    """Train a run in FOLDER/run, as `prometar train` does. Return its last record."""
+    recorder = AlignmentRecorder(folder / "run", every=2)
+    return run_folder.train_run(CONFIG, folder / "run", before_step=recorder)
 
 
-COMMANDS: dict[str, Callable[[Path], object]] = {"trial": trial, "damaged": damaged, "train": trained}
+def do_nothing(folder: Path) -> None:
+    """Prepare nothing."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command that writes below a folder.
+
+    Args:
+        call: Function that runs it, given the folder. It returns what the user is told.
+        prepare: Function that prepares the folder before the first call.
+    """
+
+    call: Callable[[Path], object]
+    prepare: Callable[[Path], None] = do_nothing
+
+
+COMMANDS = {
+    "trial": Command(trial),
+    "damaged": Command(trial, write_half_checkpoint),
+    "train": Command(train),
+}
 
 
 @pytest.fixture(scope="module")
 def run() -> Run:
+    """The run of all tests, which is built only once."""
     return build_run(CONFIG, run_folder.FINAL)
 
 
-def described(config: Config) -> str:
-    """As `dump_config`, which takes longer than all else of a run here."""
+def known_text(config: Config) -> str:
+    """Return the text of `CONFIG`, in place of `dump_config`, which takes longer than the rest of a run."""
     assert config == CONFIG
-    return DESCRIBED
+    return CONFIG_TEXT
 
 
 @pytest.fixture
 def _formula(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replace all that takes long by formulas: training, scoring, and descriptions of the machine."""
+
     def train_epoch(run: Run, state: State, batches: object, before_step: Any) -> Any:
         for _ in range(run.order.steps_per_epoch):
             if before_step is not None:
@@ -127,9 +148,9 @@ def _formula(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
 
     for module in (training, run_folder):
         monkeypatch.setattr(module, "build_run", lambda *_, **__: run)
-        monkeypatch.setattr(module, "dump_config", described)
+        monkeypatch.setattr(module, "dump_config", known_text)
     monkeypatch.setattr(training, "stream", lambda *_, cpus: iter(()))
-    monkeypatch.setattr(run_folder, "environment", dict)  # slow, and not to be compared
+    monkeypatch.setattr(run_folder, "environment", dict)
     monkeypatch.setattr(training, "AlignmentRecorder", partial(AlignmentRecorder, every=2))
     monkeypatch.setattr(alignment, "measure_alignment", lambda _, state, pictures: {"cosine": state.step / 8})
     monkeypatch.setattr(session_module, "train_epoch", train_epoch)
@@ -137,14 +158,17 @@ def _formula(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def without_times(found: Any) -> Any:
-    """What a run tells or has written, without what differs from machine to machine and from day to day."""
+    """Return records without times and notes, which differ between equal runs. Tuples become lists."""
     if isinstance(found, dict):
         left_out = ("seconds", "notes")
         return {key: without_times(value) for key, value in found.items() if key not in left_out}
-    return [without_times(each) for each in found] if isinstance(found, list | tuple) else found
+    if isinstance(found, list | tuple):
+        return [without_times(each) for each in found]
+    return found
 
 
 def content(path: Path) -> Any:
+    """Return the content of a file without times."""
     if path.suffix == ".json":
         return without_times(json.loads(path.read_text()))
     if path.name == "checkpoint.safetensors":
@@ -156,7 +180,7 @@ def content(path: Path) -> Any:
 
 
 def contents(folder: Path) -> dict[str, Any]:
-    """All that lies below a folder, hidden files too."""
+    """Return the contents of all files below a folder by path. Hidden files count, locks do not."""
     files = [path for path in folder.rglob("*") if path.is_file() and path.name != "lock"]
     return {path.relative_to(folder).as_posix(): content(path) for path in files}
 
@@ -164,61 +188,79 @@ def contents(folder: Path) -> dict[str, Any]:
 @pytest.mark.usefixtures("_formula")
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
-def test_every_write_is_refused_in_turn(
-    tmp_path: Path, command: Callable[[Path], object], fault: Fault, monkeypatch: pytest.MonkeyPatch
+def test_a_run_survives_that_any_of_its_writes_is_refused(
+    tmp_path: Path, command: Command, fault: Fault, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "machine"))
-    monkeypatch.setattr(os, "fsync", lambda handle: None)  # asked for, and maybe refused: no power fails here
-    if command is damaged:
-        leave_half(tmp_path / "whole")
-    told = without_times(command(tmp_path / "whole"))
-    expected = contents(tmp_path / "whole")
-    names: set[str] = set()
+    # It may be refused, but need not wait for the disk, because no test is about power failures.
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+    whole = tmp_path / "whole"
+    command.prepare(whole)
+    told = without_times(command.call(whole))
+    expected = contents(whole)
+
+    refused_files: set[str] = set()
     for number in range(1, 200):
         folder = tmp_path / f"{number}"
-        if command is damaged:
-            leave_half(folder)
+        command.prepare(folder)
         with monkeypatch.context() as patch:
             disk = RefusingDisk(tmp_path, patch, fault, number)
             try:
-                assert without_times(command(folder)) == told
+                assert without_times(command.call(folder)) == told
             except InfrastructureError as error:
-                said = str(error)
-                assert "\n" not in said
-                assert said.startswith("cannot ")
-                assert str(tmp_path) in said
-                assert fault.reason in said
+                require_one_line(error, fault, tmp_path)
         if not disk.refused:
-            break
-        names.add(disk.refused[0][1].lstrip("."))
-        for path in folder.rglob("[!.]*"):  # whole as far as it goes, or a run would be told wrong figures
-            if path.name in ("result.json", "record.json"):
-                assert content(path) == expected[path.relative_to(folder).as_posix()]
-            if path.name == "checkpoint.safetensors" and path.read_bytes() != HALF:
-                assert load_checkpoint(path) is not None
-        assert without_times(command(folder)) == told, disk.refused
+            break  # the command has fewer writes than `number`
+
+        _, refused_file = disk.refused[0]
+        refused_files.add(refused_file.lstrip("."))
+        require_whole_files(folder, expected)
+
+        # The same command, to which nothing is refused, resumes.
+        assert without_times(command.call(folder)) == told, disk.refused
         assert contents(folder) == expected, disk.refused
         shutil.rmtree(folder)
-    assert number > 12, "each was refused once"
+
+    assert number > 12, "a command has at least a dozen writes"
     for name in ("config.yaml", "checkpoint.safetensors", "result.json"):
-        assert any(each.startswith(name) for each in names)
+        assert any(file.startswith(name) for file in refused_files)
+
+
+def require_one_line(error: InfrastructureError, fault: Fault, folder: Path) -> None:
+    """Check that the message of an error is one line, which names a file below `folder` and the reason."""
+    message = str(error)
+    assert "\n" not in message
+    assert message.startswith("cannot ")
+    assert str(folder) in message
+    assert fault.reason in message
+
+
+def require_whole_files(folder: Path, expected: dict[str, Any]) -> None:
+    """Check that all results below a folder are as expected, and that all new checkpoints can be read."""
+    for path in folder.rglob("[!.]*"):
+        if path.name in ("result.json", "record.json"):
+            assert content(path) == expected[path.relative_to(folder).as_posix()]
+        if path.name == "checkpoint.safetensors" and path.read_bytes() != HALF:
+            assert load_checkpoint(path) is not None
 
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
-def test_a_cache_that_cannot_be_written_changes_nothing(
+def test_a_cache_of_text_features_that_cannot_be_written_changes_nothing(
     tmp_path: Path, fault: Fault, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clip = backbone().clip
-    ask = partial(cached_text_features, clip, "digest", tokenize, ["cat", "dog"], ["a photo of a {}."])
+    features = partial(cached_text_features, clip, "digest", tokenize, ["cat", "dog"], ["a photo of a {}."])
     monkeypatch.setenv("PROMETAR_CACHE", str(tmp_path / "whole"))
-    whole = ask()
+    expected = features()
+
     for number in range(1, 200):
         folder = tmp_path / f"{number}"
         monkeypatch.setenv("PROMETAR_CACHE", str(folder))
         with monkeypatch.context() as patch:
             disk = RefusingDisk(folder, patch, fault, number)
-            assert torch.equal(ask(), whole)
-        assert torch.equal(ask(), whole), "and nothing of it is taken for an entry"
+            assert torch.equal(features(), expected)
+        assert torch.equal(features(), expected), "no half-written entry is used"
         if not disk.refused:
-            break
-    assert number > 3
+            break  # an entry has fewer writes than `number`
+
+    assert number > 3, "an entry has at least three writes"
