@@ -1,6 +1,7 @@
-"""Training runs, whose folders contain config.yaml, checkpoint.safetensors and, at the end, result.json.
+"""Training, testing and exporting runs in their folders.
 
-On request, predictions.parquet contains the predictions for each test image.
+The folder of a run contains config.yaml, checkpoint.safetensors and, once the run has finished, result.json.
+On request, it also contains predictions.parquet, which has the predictions for each test image.
 """
 
 import os
@@ -21,7 +22,7 @@ from prometar.data.datasets.catalog import (
 from prometar.data.datasets.dataset import Dataset, classnames, paths_digest
 from prometar.data.datasets.exclusions import read_exclusions
 from prometar.data.splits.fewshot import labels_of, select_and_relabel
-from prometar.data.splits.objective import FINAL, split_dataset
+from prometar.data.splits.objective import FINAL, FewShotSplit, split_dataset
 from prometar.data.streaming.order import eval_order
 from prometar.data.streaming.stream import StreamFn, stream_local
 from prometar.environment import environment
@@ -57,14 +58,19 @@ def train_run(
     shared: RunCache | None = None,
     predictions: bool = False,
 ) -> EpochRecord:
-    """Train and test a run in a folder, or resume it from its checkpoint. Return the last epoch's record.
+    """Train and test a run in a folder, or resume it from its checkpoint.
 
     Args:
+        config: Settings of the run.
+        folder: Folder of the run, which is created if it does not exist.
         objective: Name of the objective (`prometar.data.splits.objective`).
         on_epoch: Called with the record of each epoch.
         before_step: Called before each step.
-        shared: Cache of what several runs share, e.g. the backbone. Default: a new one.
+        shared: Cache of what several runs share, such as the backbone. Default: a new cache.
         predictions: True to write predictions.parquet, too.
+
+    Returns:
+        The record of the last epoch.
 
     Raises:
         UserError: the settings, data or weights are invalid, or the folder contains a study or another run.
@@ -78,7 +84,8 @@ def train_run(
         session = Session(run, folder, before_step=before_step)
         write_atomically(folder / "config.yaml", config_text)
         with closing(session):
-            # An existing result has the training's environment and its tests on other datasets.
+            # An existing result is kept, because it has the environment of the training, and perhaps tests on
+            # other datasets.
             if not (session.finished and _has_result(folder, session)):
                 while not session.finished:
                     on_epoch(session.run_epoch())
@@ -89,24 +96,30 @@ def train_run(
 
 
 def _require_same_run(folder: Path, config_text: bytes, objective: str) -> None:
-    """Raise a UserError if a folder contains a study, or the configuration or result of another run."""
+    """Check that a folder contains neither a study nor another run.
+
+    Raises:
+        UserError: it contains a study, or the configuration or result of another run.
+    """
     if file_size(folder / "study.yaml") is not None:
         raise UserError(f"{folder} contains a study. Choose another folder with --out.")
     if file_size(folder / "checkpoint.safetensors") is not None:
         return  # the session compares the checkpoint with the run
     config_file = folder / "config.yaml"
     result_file = folder / RESULT_FILE
-    is_same = file_size(config_file) is not None and read_bytes(config_file) == config_text
-    if is_same and file_size(result_file) is not None:
+    is_same_run = file_size(config_file) is not None and read_bytes(config_file) == config_text
+    if is_same_run and file_size(result_file) is not None:
         with suppress(PrometarError):  # a corrupt result is replaced
-            is_same = read_result(folder).objective == objective
+            is_same_run = read_result(folder).objective == objective
+    if is_same_run:
+        return
     for file in (config_file, result_file):
-        if not is_same and file_size(file) is not None:
+        if file_size(file) is not None:
             raise UserError(f"{file} belongs to another run. Choose another folder with --out.")
 
 
 def _has_result(folder: Path, session: Session) -> bool:
-    """Return True if a folder contains the result of a session, which may have been resumed."""
+    """Return True if the result in a folder has the epochs of a session, and so is its result."""
     try:
         return read_result(folder).history == tuple(session.history)
     except UserError:  # missing or corrupt
@@ -116,9 +129,13 @@ def _has_result(folder: Path, session: Session) -> bool:
 def write_result(
     folder: Path, session: Session, *, cpus: float | None = None, gpus: float | None = None
 ) -> RunResult:
-    """Write result.json of a finished session, and return the result. Score the session if it is resumed.
+    """Write result.json of a finished session, and return the result.
+
+    A session that was resumed after its last epoch is scored first, because predictions are not saved.
 
     Args:
+        folder: Folder of the run.
+        session: Session whose last epoch has been trained.
         cpus, gpus: Resources that were allocated to the run, or None if unknown.
     """
     run = session.run
@@ -126,10 +143,11 @@ def write_result(
     if not session.predictions:
         session.score()
     predicted = predicted_sets(session)
+    items_by_set = {name: evaluation.order.items for name, evaluation in run.evaluations.items()}
     result = RunResult(
         last_epoch=last,
         accuracies={name: last[name] for name in run.evaluations},
-        images={name: len(evaluation.order.items) for name, evaluation in run.evaluations.items()},
+        images={name: len(items) for name, items in items_by_set.items()},
         metrics={name: each.metrics for name, each in predicted.items()},
         joint_accuracies=joint_accuracies(predicted),
         history=tuple(session.history),
@@ -144,9 +162,7 @@ def write_result(
         code=run.code_digests,
         texts=run.text_digest,
         excluded=tuple(sorted(run.dataset.excluded)),
-        evaluation_digests={
-            name: paths_digest(evaluation.order.items) for name, evaluation in run.evaluations.items()
-        },
+        evaluation_digests={name: paths_digest(items) for name, items in items_by_set.items()},
         val_per_class=run.val_per_class,
         cpus=cpus,
         gpus=gpus,
@@ -157,17 +173,24 @@ def write_result(
 
 def predicted_sets(session: Session) -> dict[str, PredictedSet]:
     """Return the images and predictions of a scored session by evaluation set."""
-    items_by_set = {name: each.order.items for name, each in session.run.evaluations.items()}
-    return {
-        name: PredictedSet(items_by_set[name], classnames(items_by_set[name]), predictions)
-        for name, predictions in session.predictions.items()
-    }
+    sets: dict[str, PredictedSet] = {}
+    for name, predictions in session.predictions.items():
+        items = session.run.evaluations[name].order.items
+        sets[name] = PredictedSet(items, classnames(items), predictions)
+    return sets
 
 
 def joint_accuracies(sets: Mapping[str, PredictedSet]) -> dict[str, float]:
-    """Return the accuracies among base and new classes together, by evaluation set, if computed."""
-    by_set = {name: each.predictions.joint_accuracy for name, each in sets.items()}
-    return {name: accuracy for name, accuracy in by_set.items() if accuracy is not None}
+    """Return the accuracies in percent among base and new classes together, by evaluation set.
+
+    Evaluation sets for which these accuracies were not computed are left out.
+    """
+    accuracies: dict[str, float] = {}
+    for name, each in sets.items():
+        accuracy = each.predictions.joint_accuracy
+        if accuracy is not None:
+            accuracies[name] = accuracy
+    return accuracies
 
 
 def write_run_predictions(folder: Path, session: Session) -> None:
@@ -187,7 +210,13 @@ def write_run_predictions(folder: Path, session: Session) -> None:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Test of a run: accuracies in percent with the score, and the metrics of `RunResult`."""
+    """Results of a test of a run.
+
+    Args:
+        scores: Accuracies in percent by evaluation set, and the score as "objective" (`Session.score`).
+        metrics: Other metrics by evaluation set.
+        joint_accuracies: Accuracies in percent among base and new classes together, by evaluation set.
+    """
 
     scores: dict[str, float]
     metrics: dict[str, ClassificationMetrics]
@@ -198,6 +227,7 @@ def evaluate_run(folder: Path, *, trust_code: bool = False, predictions: bool = 
     """Test a finished run again.
 
     Args:
+        folder: Folder of the run.
         trust_code: True to import custom components. By default, runs that use them are refused.
         predictions: True to write predictions.parquet into the run's folder.
 
@@ -247,11 +277,17 @@ def evaluate_on_targets(
     predictions: bool = False,
     shared: RunCache | None = None,
 ) -> None:
-    """Test a finished run on each dataset of `names` that has no accuracy in result.json yet, and add it.
+    """Test a finished run on other datasets, and add the accuracies to result.json.
+
+    Datasets whose accuracy is already in result.json are skipped.
 
     Args:
-        shared: Cache that may contain the backbone. Default: a new one.
-        predictions: True to write the predictions for each dataset, too (`target_predictions_path`).
+        folder: Folder of the run.
+        names: Names of the datasets.
+        stream: Function that streams the test images.
+        predictions: True to write the predictions for each dataset, too (`target_predictions_path`). Datasets
+            whose predictions are missing are not skipped.
+        shared: Cache that may contain the backbone. Default: a new cache.
 
     Raises:
         UserError: a dataset is missing, or has no test images.
@@ -260,21 +296,23 @@ def evaluate_on_targets(
     classifier = load_run_classifier(folder, trust_code=True, shared=shared)  # the caller trained this run
     for name in names:
         path = target_predictions_path(folder, name)
-        has_all = not predictions or has_predictions(path, result.run_digest)
-        if name in result.tests and has_all:
+        lacks_predictions = predictions and not has_predictions(path, result.run_digest)
+        if name in result.tests and not lacks_predictions:
             continue
         dataset = open_dataset(name, classifier.config.data.root)
         predicted = evaluate_classifier(classifier, dataset, stream)
         if predictions:
             write_predictions(path, {"all": predicted}, run_digest=result.run_digest)
-        accuracy_and_digest = (predicted.predictions.accuracy, dataset.digest)
-        result = result.model_copy(update={"tests": {**result.tests, name: accuracy_and_digest}})
+        tests = dict(result.tests)
+        tests[name] = (predicted.predictions.accuracy, dataset.digest)
+        result = result.model_copy(update={"tests": tests})
         result.write(folder)
 
 
 def has_all_predictions(folder: Path, run_digest: str, targets: Sequence[str] = ()) -> bool:
     """Return True if a folder contains the predictions of a run for its own test images and for `targets`."""
-    paths = [folder / PREDICTIONS_FILE, *(target_predictions_path(folder, name) for name in targets)]
+    paths = [folder / PREDICTIONS_FILE]
+    paths += [target_predictions_path(folder, name) for name in targets]
     return all(has_predictions(path, run_digest) for path in paths)
 
 
@@ -299,17 +337,20 @@ def used_same_images(result: RunResult, config: Config) -> bool:
     if now == then:
         return True
     dataset = open_dataset(data.name, data.root)
-    splits = [
-        split_dataset(
+
+    def split_without(excluded: frozenset[str]) -> FewShotSplit:
+        return split_dataset(
             result.objective,
             replace(dataset, excluded=excluded),
             shots=data.shots,
             seed=config.train.seed,
             val_per_class=result.val_per_class,
         )
-        for excluded in (then, now)
-    ]
-    return splits[0].train == splits[1].train and splits[0].evaluations == splits[1].evaluations
+
+    # The run may use none of the images whose exclusion has changed.
+    split_then = split_without(then)
+    split_now = split_without(now)
+    return split_then.train == split_now.train and split_then.evaluations == split_now.evaluations
 
 
 def has_other_images(folder: Path, config: Config) -> bool:
@@ -332,8 +373,9 @@ def load_run_classifier(
     """Return a classifier with the prompts of a finished run. No images are read.
 
     Args:
+        folder: Folder of the run.
         trust_code: True to import custom components. By default, runs that use them are refused.
-        shared: Cache that may contain the backbone. Default: a new one.
+        shared: Cache that may contain the backbone. Default: a new cache.
 
     Raises:
         UserError: the folder contains no finished run, weights are missing, or weights or code have changed.
@@ -369,6 +411,11 @@ def load_run_classifier(
 def export_run(folder: Path, to: Path, *, trust_code: bool = False) -> Path:
     """Write the prompts of a finished run, and a card (JSON) that describes them. Return the card's path.
 
+    Args:
+        folder: Folder of the run.
+        to: Path of the new prompt file, which ends in .safetensors.
+        trust_code: True to import custom components. By default, runs that use them are refused.
+
     Raises:
         UserError: `folder` does not contain a finished run, or `to` exists or is not a .safetensors file.
         InfrastructureError: the folder of `to` is not writable.
@@ -377,24 +424,35 @@ def export_run(folder: Path, to: Path, *, trust_code: bool = False) -> Path:
     require_new_prompt_file(to)
     classifier = load_run_classifier(folder, trust_code=trust_code)
     backbone = classifier.config.backbone
-    is_local = backbone.pretrained is not None and os.path.isfile(backbone.pretrained)
-    overrides: dict[str, object] = {"data.root": None}  # a card contains no paths of this machine
-    if is_local:
-        overrides["backbone.pretrained"] = Path(str(backbone.pretrained)).name
+    # A card contains no paths of this machine.
+    overrides: dict[str, object] = {"data.root": None}
+    uses_weights_file = False
+    if backbone.pretrained is not None and os.path.isfile(backbone.pretrained):
+        uses_weights_file = True
+        overrides["backbone.pretrained"] = Path(backbone.pretrained).name
     texts = texts_path(classifier.config)
-    if texts is not None:  # only training reads them
+    if texts is not None:  # predictions do not need the file, so its name is enough
         overrides["regularizer.texts"] = Path(texts).name
+    # The digest is that of the original weights, which `Tower.folded` may have changed in the classifier.
+    original = load_clip(backbone.name, backbone.pretrained)
+    fields_of_result = read_result(folder).model_dump(include=set(Card.model_fields))
     card = Card(
         config=classifier.config.override(overrides),
-        digest=weights_digest(load_clip(backbone.name, backbone.pretrained)),  # before `Tower.folded`
-        weights_file=is_local,
-        **read_result(folder).model_dump(include=set(Card.model_fields)),  # the remaining fields
+        digest=weights_digest(original),
+        weights_file=uses_weights_file,
+        **fields_of_result,
     )
     return write_prompts(to, classifier.leaves, card)
 
 
 def _load_finished(folder: Path, trust_code: bool) -> tuple[Config, Checkpoint, RunResult]:
-    """Load the configuration, the checkpoint and the result of a finished run."""
+    """Load the configuration, the checkpoint and the result of a finished run.
+
+    Raises:
+        UserError: the folder does not contain a finished run, or the run uses custom components and
+            `trust_code` is False.
+        WorkError: the checkpoint is corrupt.
+    """
     if file_size(folder / "config.yaml") is None:
         raise UserError(f"{folder} does not contain a run. Pass a folder that `prometar train --out` wrote.")
     config = load_config(folder / "config.yaml").require_trusted(str(folder), trusted=trust_code)

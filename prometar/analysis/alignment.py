@@ -1,8 +1,9 @@
 """Gradient alignment: the cosine of the angle between support and query gradients during training.
 
-A meta task takes one class of a batch as query, and the others as support. To first order, the meta phase
-minimizes L_query - lr * dot(g_support, g_query), so it favors gradients that agree. The paper of ProMetaR
-(CVPR 2024) derives this effect but does not measure it.
+A meta task takes one class of a batch as query, and the other classes as support. To first order, the meta
+phase minimizes L_query - lr * dot(g_support, g_query). Here, L_query is the query loss, lr is the learning
+rate of the inner step, and g_support and g_query are the gradients of both losses. Thus the meta phase favors
+gradients that agree. The paper of ProMetaR (CVPR 2024) derives this effect but does not measure it.
 """
 
 import json
@@ -10,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from html import escape
-from itertools import cycle, groupby
+from itertools import cycle
 from pathlib import Path
 from statistics import fmean
 
@@ -42,10 +43,17 @@ AlignmentRecord = dict[str, int | float]
 
 @dataclass
 class AlignmentRecorder:
-    """Step callback that appends a record to `folder`/alignment.jsonl if the step is divisible by `every`.
+    """Step callback that appends a record to alignment.jsonl if the step is divisible by `every`.
 
     A record contains `step` (0-based), `epoch` (1-based), the cosine for all prompts (`cosine`) and for each
     tower with prompts (`text`, `vision`), and the norms of the gradients (`support_norm`, `query_norm`).
+
+    Args:
+        folder: Folder of alignment.jsonl, which is created if it does not exist.
+        every: Number of steps from one record to the next.
+
+    Raises:
+        InfrastructureError: the file cannot be written.
     """
 
     folder: Path
@@ -53,24 +61,27 @@ class AlignmentRecorder:
     _next_step: int | None = field(default=None, init=False)
 
     def __call__(self, run: Run, state: State, batch: Batch) -> None:
-        path = self.folder / ALIGNMENT_FILE
         if self._next_step != state.step:
+            # A resumed run repeats the steps after its checkpoint.
             self._drop_records_from(state.step)
         self._next_step = state.step + 1
-        if state.step % self.every:
+        if state.step % self.every != 0:
             return
         measured = measure_alignment(run, state, batch)
-        if measured is not None:
-            epoch = state.step // run.order.steps_per_epoch + 1
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with path.open("a", encoding="utf-8") as file:
-                    file.write(_lines([{"step": state.step, "epoch": epoch, **measured}]))
-            except OSError as error:
-                raise cannot_write_error(path, error) from None
+        if measured is None:
+            return
+        epoch = state.step // run.order.steps_per_epoch + 1
+        record: AlignmentRecord = {"step": state.step, "epoch": epoch, **measured}
+        path = self.folder / ALIGNMENT_FILE
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("a", encoding="utf-8") as file:
+                file.write(_lines([record]))
+        except OSError as error:
+            raise cannot_write_error(path, error) from None
 
     def _drop_records_from(self, step: int) -> None:
-        """Drop the records of a step and of later ones: a resumed run repeats steps after its checkpoint."""
+        """Drop the records of `step` and of later steps."""
         path = self.folder / ALIGNMENT_FILE
         if not path.exists():
             return
@@ -79,14 +90,19 @@ class AlignmentRecorder:
 
 
 def _lines(records: Iterable[AlignmentRecord]) -> str:
+    """Return records as JSON Lines."""
     return "".join(json.dumps(record) + "\n" for record in records)
 
 
 def measure_alignment(run: Run, state: State, batch: Batch) -> AlignmentRecord | None:
-    """Return cosines and norms of the modulated support gradient and the gradient of the query loss.
+    """Compare the modulated support gradient with the gradient of the query loss.
 
-    The modulated gradient combines task loss and regularizer. The meta task is sampled as in the meta phase,
-    but without augmentation, for all methods. Return None if the batch has one class or the run no prompts.
+    The modulated gradient combines task loss and regularizer. For all methods, the meta task is sampled as in
+    the meta phase, but without augmentation.
+
+    Returns:
+        Cosines and norms (see `AlignmentRecorder`), or None if the batch has a single class or the run has no
+        prompts.
     """
     method = run.method
     clip = run.backbone.clip
@@ -104,20 +120,22 @@ def measure_alignment(run: Run, state: State, batch: Batch) -> AlignmentRecord |
     query_method = replace(method, regularizer=Regularizer(), modulator=Add())
     g_support = _gradient(run, method, state, support)
     g_query = _gradient(run, query_method, state, query)
+
     record: AlignmentRecord = {"cosine": _cosine(g_support, g_query)}
     for tower in ("text", "vision"):
         tower_gradient = {name: leaf for name, leaf in g_support.items() if name.startswith(f"{tower}.")}
         if tower_gradient:
             record[tower] = _cosine(tower_gradient, g_query)
-    norms = {"support_norm": float(_flat(g_support).norm()), "query_norm": float(_flat(g_query).norm())}
-    return record | norms
+    record["support_norm"] = float(_flat(g_support).norm())
+    record["query_norm"] = float(_flat(g_query).norm())
+    return record
 
 
 def _gradient(run: Run, method: Method, state: State, batch: Embeddings) -> Tensors:
     """Return the gradient of the prompts in the direct phase of a step on `batch`.
 
-    The step uses SGD with an lr of 0, so it changes no leaf. Its momentum buffers then contain the gradient,
-    because momentum coefficient and weight decay are 0, too.
+    The step uses SGD with an lr of 0, so it changes no leaf. Momentum coefficient and weight decay are 0,
+    too, so the momentum buffers contain the gradient after the step.
     """
     recorder = SGD(momentum=0.0, weight_decay=0.0)
     method = replace(method, inner=None, optimizer=recorder)
@@ -127,7 +145,7 @@ def _gradient(run: Run, method: Method, state: State, batch: Embeddings) -> Tens
 
 
 def _cosine(a: Tensors, b: Tensors) -> float:
-    """Return the cosine of two gradients over the tensors of `a`, or 0 if one of them is 0."""
+    """Return the cosine of two gradients over the tensors of `a`, or 0 if one gradient is 0."""
     x = _flat(a)
     y = _flat({name: b[name] for name in a})
     norms = x.norm() * y.norm()
@@ -137,6 +155,7 @@ def _cosine(a: Tensors, b: Tensors) -> float:
 
 
 def _flat(tensors: Tensors) -> Tensor:
+    """Return all tensors as one vector in float64."""
     return torch.cat([tensor.flatten() for tensor in tensors.values()]).double()
 
 
@@ -179,10 +198,11 @@ def summary(records: Sequence[AlignmentRecord]) -> str:
     quarter = max(1, len(cosines) // 4)
     first = fmean(cosines[:quarter])
     last = fmean(cosines[-quarter:])
+    share_positive = fmean(cosine > 0 for cosine in cosines)
     return (
         f"gradient alignment (cosine of support and query gradient): mean {fmean(cosines):.3f} over "
         f"{len(cosines)} records, {first:.3f} in the first quarter, {last:.3f} in the last, positive in "
-        f"{fmean(cosine > 0 for cosine in cosines):.0%} of the records"
+        f"{share_positive:.0%} of the records"
     )
 
 
@@ -192,14 +212,19 @@ def render_page(runs: Mapping[str, Sequence[AlignmentRecord]]) -> str:
     from plotly.colors import qualitative
 
     figure = go.Figure()
-    for color, (name, records) in zip(cycle(qualitative.Plotly), runs.items(), strict=False):
+    colors = cycle(qualitative.Plotly)
+    for name, records in runs.items():
+        color = next(colors)
         steps = [record["step"] for record in records]
         cosines = [record["cosine"] for record in records]
         style = {"color": color, "size": 4, "opacity": 0.4}
         figure.add_scatter(x=steps, y=cosines, mode="markers", marker=style, showlegend=False)
-        epochs = [list(group) for _, group in groupby(records, key=lambda record: record["epoch"])]
-        mean_steps = [fmean(record["step"] for record in epoch) for epoch in epochs]
-        mean_cosines = [fmean(record["cosine"] for record in epoch) for epoch in epochs]
+
+        by_epoch: dict[float, list[AlignmentRecord]] = {}
+        for record in records:
+            by_epoch.setdefault(record["epoch"], []).append(record)
+        mean_steps = [fmean(record["step"] for record in group) for group in by_epoch.values()]
+        mean_cosines = [fmean(record["cosine"] for record in group) for group in by_epoch.values()]
         figure.add_scatter(
             x=mean_steps, y=mean_cosines, mode="lines+markers", line={"color": color}, name=escape(name)
         )

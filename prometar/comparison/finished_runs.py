@@ -26,7 +26,7 @@ _NOTED_SETTINGS = (
 )
 """Settings that cause a note if they differ between methods."""
 _MAX_LABEL_LENGTH = 60
-"""Maximum length of a label that lists settings. Longer ones are replaced with a number."""
+"""Maximum length of a label that lists settings. Longer labels show a number instead of the settings."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,11 @@ class FinishedRun:
 
     @property
     def dataset(self) -> str:
-        """Name of the dataset. For the user's images and custom loaders, it includes root and arguments."""
+        """Name of the dataset.
+
+        For the user's own images and custom loaders, the name includes root and arguments, because one name
+        may stand for different images.
+        """
         data = self.config.data
         if data.name in BENCHMARKS or data.name in RENDERED:
             return data.name
@@ -60,14 +64,18 @@ class FinishedRun:
         """Scores in percent by metric: base, new and H, or accuracy."""
         scores: dict[str, float] = {}
         for name, accuracy in self.result.accuracies.items():
-            scores[ACCURACY if name == "all" else one_line(name)] = accuracy
+            metric = ACCURACY if name == "all" else one_line(name)
+            scores[metric] = accuracy
         if {"base", "new"} <= scores.keys():
             scores[HARMONIC] = harmonic_mean({"base": scores["base"], "new": scores["new"]})
         return scores
 
     @property
     def all_scores(self) -> dict[str, float]:
-        """All values that can be compared, by metric: `scores`, and others such as "joint_H"."""
+        """All values that can be compared, by metric: `scores`, and other values such as "joint_H".
+
+        Values are percentages, and calibration errors are percentage points.
+        """
         scores = self.scores
         for name, metrics in self.result.metrics.items():
             prefix = "" if name == "all" else f"{one_line(name)}_"
@@ -88,49 +96,55 @@ def compare_runs(
     What is compared depends on the folders:
 
     - A study: the runs of its final test, with the labels "STUDY selected" and "STUDY default".
-    - Several folders of `prometar reproduce` that share a method: each method in one folder with the same
-      method in the reference folder. With `--tune`: its selected settings with the selected settings there,
-      and its published settings with the published ones.
-    - Other folders: methods, and settings of a method (`label_methods`). Studies below them are skipped. Only
-      in a folder of `prometar reproduce --tune`, each method's studies are compared. The labels of their
-      final-test runs are "METHOD selected" and "METHOD published".
+    - Several folders of `prometar reproduce` that share a method: each method in one folder is compared with
+      the same method in the reference folder. With `--tune`, the selected settings of a method are compared
+      with its selected settings in the reference folder, and published settings with published settings.
+    - Other folders: methods, and settings of a method (`label_methods`). Studies below these folders are
+      skipped, except the studies of `prometar reproduce --tune`. The labels of their final-test runs are
+      "METHOD selected" and "METHOD published".
 
     Args:
         paths: Folders of runs, or folders that contain such folders.
         reference: Label of the reference, or the name of the reference folder. Default: the first study or
-            the first folder of `prometar reproduce`. For other folders prometar or, if absent, the first one.
+            the first folder of `prometar reproduce`. For other folders, the default is the label "prometar"
+            or, if it is absent, the first label.
         metrics: Metrics to compare (`FinishedRun.all_scores`). Default: base, new and H, or accuracy.
 
     Raises:
         UserError: the reference or a metric is unknown, a file of a run is corrupt, a study has no final
             test, or the runs cannot be compared.
     """
-    paths = list(dict.fromkeys(map(resolve_path, paths)))
+    resolved = [resolve_path(path) for path in paths]
+    paths = list(dict.fromkeys(resolved))
     studies = [path for path in paths if _is_study(path)]
     others = [path for path in paths if path not in studies]
-    if not studies and all(map(_is_reproduction, others)):
-        by_path = {path: _reproduced_runs(path) for path in others}
+    if not studies and all(_is_reproduction(path) for path in paths):
+        by_path = {path: _reproduced_runs(path) for path in paths}
         if _share_methods(by_path):
             return _compare_folders(by_path, reference, metrics)
+
     tested = _tested_runs_of(studies, others)
     labeled_runs = [*tested, *_labeled_runs_below(others)]
     labels = [label for label, _ in labeled_runs]
     runs = [run for _, run in labeled_runs]
     label_names = [label.name for label in labels]
-    methods = list(dict.fromkeys(label_names))
-    if len(methods) < 2:
-        problem = f"all runs use {methods[0]}" if methods else "no finished run found"
+    distinct_names = list(dict.fromkeys(label_names))
+    if len(distinct_names) < 2:
+        problem = f"all runs use {distinct_names[0]}" if distinct_names else "no finished run found"
         listed = ", ".join(map(str, paths))
         raise UserError(
             f"Nothing to compare in {listed}: {problem}. Pass runs of several methods or settings."
         )
+
     if reference is None:
-        default = Config().method
-        reference = default if default in methods and not studies else methods[0]
-    _require_reference(reference, methods)
-    differences, notes = compare(
-        _comparable_scores(label_names, runs), reference=reference, metrics=_metrics(runs, metrics)
-    )
+        reference = distinct_names[0]
+        default_method = Config().method
+        if default_method in distinct_names and not studies:
+            reference = default_method
+    _require_reference(reference, distinct_names)
+
+    scores = _comparable_scores(label_names, runs)
+    differences, notes = compare(scores, reference=reference, metrics=_metrics(runs, metrics))
     if not differences:
         raise UserError(f"No run shares its dataset and seed with a run of {reference}. {' '.join(notes)}")
     if tested:
@@ -186,28 +200,34 @@ def _metrics(runs: Sequence[FinishedRun], chosen: Sequence[str]) -> list[str]:
     Raises:
         UserError: no run has a chosen metric.
     """
-    known = dict.fromkeys(metric for run in runs for metric in run.all_scores)
+    defaults: dict[str, None] = {}  # a set that keeps the order
+    known: dict[str, None] = {}
+    for run in runs:
+        defaults |= dict.fromkeys(run.scores)
+        known |= dict.fromkeys(run.all_scores)
     for metric in chosen:
         if metric not in known:
             raise UserError(f"--metric must be one of {', '.join(known)}, got {metric}.")
     if chosen:
         return list(dict.fromkeys(chosen))
-    return list(dict.fromkeys(metric for run in runs for metric in run.scores))
+    return list(defaults)
 
 
 def _read_runs(results: Sequence[Path]) -> list[FinishedRun]:
     """Return the runs of result files, except those that were repeated because images have been excluded.
 
-    A repetition is in a folder of its own beside that of the first run (docs/data.md).
+    The repetition of a run is in a folder beside that of the run (docs/data.md). It has the same settings.
 
     Raises:
         UserError: a file of a run is missing, is corrupt, or has another file format.
     """
     runs: list[FinishedRun] = []
+    keys: list[tuple[Path, str, str]] = []  # equal for a run and its repetitions
     for path in results:
         folder = path.parent
-        runs.append(FinishedRun(folder, load_config(folder / "config.yaml"), read_result(folder)))
-    keys = [(run.folder.parent, run.result.objective, json.dumps(run.config.identity())) for run in runs]
+        run = FinishedRun(folder, load_config(folder / "config.yaml"), read_result(folder))
+        runs.append(run)
+        keys.append((folder.parent, run.result.objective, json.dumps(run.config.identity())))
     num_runs = Counter(keys)
     kept: list[FinishedRun] = []
     for run, key in zip(runs, keys, strict=True):
@@ -218,7 +238,10 @@ def _read_runs(results: Sequence[Path]) -> list[FinishedRun]:
 
 
 def _has_current_images(run: FinishedRun) -> bool:
-    """Return True if a run used the images that it would use now, or if these are not on this machine."""
+    """Return True if a run used the images that it would use now.
+
+    If the images are not on this machine, the run cannot be checked. Return True in this case, too.
+    """
     from prometar.run_folder import used_same_images  # loads torch
 
     try:
@@ -233,7 +256,8 @@ def _is_study(path: Path) -> bool:
 
 def _results_below(path: Path) -> list[Path]:
     """Return the result files below a folder, except those of studies."""
-    studies = {file.parent for file in path.rglob("study.yaml")}  # skipped: trials are not comparable runs
+    # Studies are skipped, because their trials are not comparable runs.
+    studies = {file.parent for file in path.rglob("study.yaml")}
     return [file for file in sorted(path.rglob(RESULT_FILE)) if studies.isdisjoint(file.parents)]
 
 
@@ -250,9 +274,8 @@ def _folder_names(paths: Sequence[Path]) -> dict[Path, str]:
 def _tested_runs(study: Path, name: str) -> list[tuple["MethodLabel", FinishedRun]]:
     """Return the runs of a study's final test, with their labels.
 
-    The study has written the compared settings to selected.yaml and default.yaml, and those of a dataset with
-    other published settings to selected-DATASET.yaml and default-DATASET.yaml. Runs with other settings, such
-    as those of an earlier selection, are left out.
+    Only runs with the selected or the default settings are returned. Runs with other settings, such as the
+    settings of an earlier selection, are left out. `_settings_file` says where a study writes its settings.
 
     Raises:
         UserError: the study has no final test, or a file of a run is corrupt.
@@ -271,7 +294,9 @@ def _tested_runs(study: Path, name: str) -> list[tuple["MethodLabel", FinishedRu
 
 
 def _runs_of_final_test(study: Path) -> Iterator[tuple[list[str], FinishedRun]]:
-    """Yield the runs of a study's final test, each with the kinds of its settings: selected, default.
+    """Yield the runs of a study's final test, each with the kinds of its settings: "selected" or "default".
+
+    A run has both kinds if the default settings were selected.
 
     Raises:
         UserError: a file of a run or of settings is corrupt.
@@ -286,7 +311,7 @@ def _runs_of_final_test(study: Path) -> Iterator[tuple[list[str], FinishedRun]]:
                 settings[kind, dataset] = load_config(path)
     for run in runs:
         dataset = run.config.data.name
-        # Datasets share a file, which contains the settings for one dataset and one seed.
+        # Most datasets share a file of settings, which contains the name of one dataset and one seed.
         dataset_and_seed = {"data.name": dataset, "train.seed": run.config.train.seed}
         identity = run.config.identity()
         kinds: list[str] = []
@@ -299,7 +324,13 @@ def _runs_of_final_test(study: Path) -> Iterator[tuple[list[str], FinishedRun]]:
 
 
 def _settings_file(study: Path, kind: str, dataset: str) -> Path:
-    """Return the file of a study with its settings on a dataset. Most datasets share the first one's file."""
+    """Return the file of a study with its settings on a dataset.
+
+    Args:
+        kind: "selected" or "default".
+
+    The file is KIND-DATASET.yaml for a dataset with other published settings, and KIND.yaml otherwise.
+    """
     own = study / f"{kind}-{file_name(dataset)}.yaml"
     return own if own.is_file() else study / f"{kind}.yaml"
 
@@ -333,7 +364,7 @@ def _tuned_runs(path: Path) -> Iterator[tuple[str, FinishedRun]]:
 
 
 def _share_methods(runs_by_path: Mapping[Path, Sequence[tuple[str, FinishedRun]]]) -> bool:
-    """Return True if there are several folders, and all share a method."""
+    """Return True if there are several folders, and all of them contain runs of the same method."""
     if len(runs_by_path) < 2:
         return False
     methods_by_folder = [{method for method, _ in runs} for runs in runs_by_path.values()]
@@ -356,19 +387,21 @@ def _compare_folders(
     _require_reference(reference, list(names.values()))
     runs = [run for named_runs in runs_by_path.values() for _, run in named_runs]
     has_several_shots = len({run.config.data.shots for run in runs}) > 1
-    labels: list[str] = []  # of `runs`, in the same order
-    folder_labels: dict[str, dict[str, str]] = {}  # label by method and folder
+    # Labels in the order of `runs`, and the same labels by method and folder.
+    labels: list[str] = []
+    labels_by_method: dict[str, dict[str, str]] = {}
     for path, named_runs in runs_by_path.items():
         folder = names[path]
         for name, run in named_runs:
             method = f"{name}, {run.config.data.shots} shots" if has_several_shots else name
             label = one_line(f"{method} ({folder})")
             labels.append(label)
-            folder_labels.setdefault(method, {})[folder] = label
+            labels_by_method.setdefault(method, {})[folder] = label
+
     scores = _comparable_scores(labels, runs)
     differences: list[Difference] = []
     notes: list[str] = []
-    for method, by_folder in folder_labels.items():
+    for method, by_folder in labels_by_method.items():
         if reference not in by_folder or len(by_folder) < 2:
             notes.append(one_line(f"Not paired: {method} is only in {', '.join(by_folder)}."))
             continue
@@ -411,14 +444,14 @@ def label_methods(configs: Sequence[Config]) -> list[MethodLabel]:
     """
     all_settings = [_labeled_settings(config) for config in configs]
     differing = [_differing_settings(settings, all_settings) for settings in all_settings]
-    methods = [str(settings["method"]) for settings in all_settings]
-    numbered = {
-        method
-        for method, text in zip(methods, differing, strict=True)
-        if len(f"{method} {text}") > _MAX_LABEL_LENGTH
-    }
+    methods = [config.method for config in configs]
+    numbered: set[str] = set()
+    for method, text in zip(methods, differing, strict=True):
+        if len(f"{method} {text}") > _MAX_LABEL_LENGTH:
+            numbered.add(method)
+
     variants: dict[str, list[str]] = {method: [] for method in numbered}
-    labels = []
+    labels: list[MethodLabel] = []
     for method, text in zip(methods, differing, strict=True):
         if method not in numbered:
             labels.append(MethodLabel(one_line(f"{method} {text}".strip())))
@@ -431,19 +464,23 @@ def label_methods(configs: Sequence[Config]) -> list[MethodLabel]:
 
 
 def _labeled_settings(config: Config) -> dict[str, object]:
-    """Return the settings that distinguish labels, by dotted key."""
-    return {
-        key: value
-        for key, value in config.flat().items()
-        if key == "data.shots" or (not key.startswith("data.") and key != "train.seed")
-    }
+    """Return the settings that distinguish labels, by dotted key: all but the seed and most data settings."""
+    labeled: dict[str, object] = {}
+    for key, value in config.flat().items():
+        is_omitted = key == "train.seed" or (key.startswith("data.") and key != "data.shots")
+        if not is_omitted:
+            labeled[key] = value
+    return labeled
 
 
 def _differing_settings(settings: Mapping[str, object], all_settings: Sequence[Mapping[str, object]]) -> str:
     """Return the settings, as text, that differ from other configurations of the same method."""
     same_method = [other for other in all_settings if other["method"] == settings["method"]]
-    differing = [key for key in settings if any(other.get(key) != settings[key] for other in same_method)]
-    return " ".join(f"{key}={settings[key]}" for key in differing)
+    differing: list[str] = []
+    for key, value in settings.items():
+        if any(other.get(key) != value for other in same_method):
+            differing.append(f"{key}={value}")
+    return " ".join(differing)
 
 
 def _label_notes(labels: Sequence[MethodLabel], runs: Sequence[FinishedRun]) -> Iterator[str]:
@@ -460,7 +497,7 @@ def _comparable_scores(labels: Sequence[str], runs: Sequence[FinishedRun]) -> Re
     """Return the scores by label, dataset, metric and seed.
 
     Raises:
-        UserError: runs are not comparable, or runs with the same label share dataset and seed.
+        UserError: runs are not comparable, or trained runs with the same label share dataset and seed.
     """
     _require_comparable(runs)
     first_runs: dict[tuple[str, str, int], FinishedRun] = {}
@@ -493,21 +530,25 @@ def _require_comparable(runs: Sequence[FinishedRun]) -> None:
 
 
 def _comparability(run: FinishedRun) -> Iterator[tuple[str, str, object]]:
-    """Yield aspects, scopes and values. Runs with the same scope must have the same value of an aspect."""
+    """Yield the aspects in which a run must agree with others, each as (aspect, scope, value).
+
+    Runs with the same scope, such as the same dataset, must have the same value of an aspect.
+    """
     result = run.result
     yield "objectives", "", result.objective
     yield "images or classes", run.dataset, (result.data_digest, result.classnames)
     yield "weights", str(run.config.backbone), result.weights_digest
     yield "numbers of test images", run.dataset, tuple(sorted(result.images.items()))
-    # Results of version 0.2 have no digests, and no images were excluded.
+    # Results of version 0.2 have no such digests. That version could not exclude images.
     for name, digest in result.evaluation_digests.items():
         yield "test images", f"{run.dataset} {name}", digest
 
 
 def _setting_notes(labels: Sequence[str], runs: Sequence[FinishedRun]) -> Iterator[str]:
-    """Yield a note per setting of `_NOTED_SETTINGS` that differs between methods, and on ignored results.
+    """Yield a note on results that are not compared, and on each setting that differs between labels.
 
-    The last run of a label represents the label. A difference between the runs of a label is not noted.
+    Only settings in `_NOTED_SETTINGS` are noted. The last run of a label represents the label, so differences
+    between runs with the same label are not noted.
     """
     if any(run.result.tests for run in runs):
         yield "Accuracies on other datasets are not compared. See pairs.csv of `prometar reproduce`."

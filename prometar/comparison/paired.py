@@ -9,7 +9,7 @@ from scipy.stats import wilcoxon
 from prometar.metrics import Interval, t_interval
 
 EVERY_SEED = -1
-"""Seed of a method without training, whose score is paired with every seed of other methods."""
+"""Seed of a method without training. Its score is paired with every seed of other methods."""
 Scores = Mapping[str, Mapping[int, float]]
 """Scores of one method on one dataset in percent, by metric (or column, such as "4 shots") and seed."""
 Results = Mapping[str, Mapping[str, Scores]]
@@ -23,8 +23,10 @@ class Difference:
     """Difference between a method and the reference in one metric, in percentage points.
 
     Args:
+        metric: Name of the metric, such as "H".
+        method: Method from whose scores those of the reference are subtracted.
         reference: Method whose scores are subtracted.
-        by_dataset: For each dataset, one difference per shared seed, or just one if neither method trains.
+        by_dataset: Differences by dataset: one per shared seed, or a single one if neither method trains.
         p: p-value of the two-sided Wilcoxon signed-rank test over datasets, or None for a single dataset.
         p_holm: `p` after Holm's correction for the number of methods compared on this metric.
     """
@@ -38,7 +40,7 @@ class Difference:
 
     @property
     def values(self) -> tuple[float, ...]:
-        """Mean difference of each dataset or, for a single dataset, the difference of each seed."""
+        """Mean difference of each dataset. For a single dataset, the difference of each seed instead."""
         if len(self.by_dataset) > 1:
             return _means(self.by_dataset)
         (differences_by_seed,) = self.by_dataset.values()
@@ -64,7 +66,9 @@ def compare(
         The differences, ordered by metric and method, and notes on missing runs.
 
     Example:
-        >>> results = {"a": {"dtd": {"H": {1: 60.0, 2: 64.0}}}, "b": {"dtd": {"H": {1: 61.0, 2: 66.0}}}}
+        >>> scores_a = {"H": {1: 60.0, 2: 64.0}}
+        >>> scores_b = {"H": {1: 61.0, 2: 66.0}}
+        >>> results = {"a": {"dtd": scores_a}, "b": {"dtd": scores_b}}
         >>> differences, notes = compare(results, reference="a", metrics=["H"])
         >>> differences[0].values
         (1.0, 2.0)
@@ -86,14 +90,16 @@ def compare(
 def _differences(
     method_scores: Mapping[str, Scores], reference_scores: Mapping[str, Scores], metric: str
 ) -> dict[str, tuple[float, ...]]:
-    """For each dataset, return one difference per shared seed, or just one if neither method trains."""
+    """Return the differences by dataset: one per shared seed, or a single one if neither method trains."""
     differences: dict[str, tuple[float, ...]] = {}
-    for dataset in reference_scores:
-        ours = method_scores.get(dataset, {}).get(metric, {})
-        theirs = reference_scores[dataset].get(metric, {})
-        values = tuple(_score(ours, seed) - _score(theirs, seed) for seed in _shared_seeds(ours, theirs))
+    for dataset, by_metric in reference_scores.items():
+        of_method = method_scores.get(dataset, {}).get(metric, {})
+        of_reference = by_metric.get(metric, {})
+        values: list[float] = []
+        for seed in _shared_seeds(of_method, of_reference):
+            values.append(_score(of_method, seed) - _score(of_reference, seed))
         if values:
-            differences[dataset] = values
+            differences[dataset] = tuple(values)
     return differences
 
 
@@ -119,10 +125,11 @@ def _means(by_dataset: Mapping[str, tuple[float, ...]]) -> tuple[float, ...]:
 
 
 def _p_value(by_dataset: Mapping[str, tuple[float, ...]]) -> float | None:
+    """Return the p-value of the Wilcoxon test over datasets, or None for a single dataset."""
     means = _means(by_dataset)
     if len(means) < 2:
         return None
-    if not any(means):  # the test is undefined if all means are 0
+    if all(value == 0 for value in means):  # the test is undefined
         return 1.0
     return float(wilcoxon(means).pvalue)
 
@@ -131,8 +138,8 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     """Apply Holm's step-down correction. None entries stay None.
 
     Example:
-        >>> [p and round(p, 3) for p in holm([0.01, 0.04, None, 0.03])]
-        [0.03, 0.06, None, 0.06]
+        >>> holm([0.125, 0.25, None])
+        [0.25, 0.25, None]
     """
     corrected = list(p_values)
     largest = 0.0
@@ -146,9 +153,10 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 
 def correct_for_all(differences: Sequence[Difference]) -> list[Difference]:
-    """Order differences by metric, and apply Holm's correction to all differences in a metric.
+    """Return the differences ordered by metric, with Holm's correction over all differences in a metric.
 
-    `compare` corrects for the methods of one comparison. This function joins several comparisons.
+    `compare` corrects only for the methods of one comparison. This function corrects for the methods of all
+    comparisons whose differences are joined.
     """
     corrected: list[Difference] = []
     for metric in dict.fromkeys(each.metric for each in differences):
@@ -160,11 +168,16 @@ def correct_for_all(differences: Sequence[Difference]) -> list[Difference]:
 
 def _missing_run_notes(results: Results) -> Iterator[str]:
     """Yield a note for each method without runs on a dataset, or without a seed that another method has."""
-    datasets = dict.fromkeys(dataset for by_dataset in results.values() for dataset in by_dataset)
+    datasets: dict[str, None] = {}  # a set that keeps the order
+    for by_dataset in results.values():
+        datasets |= dict.fromkeys(by_dataset)
     for dataset in datasets:
         seeds_by_method: dict[str, set[int]] = {}
         for method, by_dataset in results.items():
-            seeds_by_method[method] = set().union(*by_dataset.get(dataset, {}).values())
+            seeds: set[int] = set()
+            for by_seed in by_dataset.get(dataset, {}).values():
+                seeds.update(by_seed)
+            seeds_by_method[method] = seeds
         all_seeds = set.union(*seeds_by_method.values()) - {EVERY_SEED}
         for method, seeds in seeds_by_method.items():
             if not seeds:

@@ -38,11 +38,14 @@ def print_comparison(differences: Sequence[Difference], notes: Sequence[str], co
         if not has_one_reference:
             method = f"{method} - {difference.reference}"
         interval = difference.interval
+        interval_text = _DASH
+        if interval is not None:
+            interval_text = f"[{interval.low:+.2f}, {interval.high:+.2f}]"
         table.add_row(
             difference.metric,
             method,
             f"{mean(difference.values):+.2f}",
-            f"[{interval.low:+.2f}, {interval.high:+.2f}]" if interval else _DASH,
+            interval_text,
             f"{len(difference.values)} {difference.unit}",
             _p_text(difference.p),
             _p_text(difference.p_holm),
@@ -65,11 +68,12 @@ def print_comparison(differences: Sequence[Difference], notes: Sequence[str], co
 
 
 def _p_text(p: float | None) -> str:
+    """Format a p-value for the terminal. None is a dash."""
     return _DASH if p is None else f"{p:.3f}"
 
 
 def as_csv(differences: Sequence[Difference]) -> str:
-    """Return CSV with a line per metric and method, each followed by a line per dataset."""
+    """Return CSV with a line per metric and method. Each of these is followed by a line per dataset."""
     lines: list[dict[str, object]] = []
     for each in differences:
         names = {"metric": each.metric, "method": each.method, "reference": each.reference}
@@ -82,7 +86,7 @@ def as_csv(differences: Sequence[Difference]) -> str:
 
 
 def _summary(values: tuple[float, ...]) -> dict[str, object]:
-    """Return n, the mean, and the bounds of its 95% confidence interval."""
+    """Return the columns n, difference (the mean), low and high (bounds of its 95% confidence interval)."""
     interval = t_interval(values)
     low = interval.low if interval else None
     high = interval.high if interval else None

@@ -81,13 +81,13 @@ class Classifier:
     def model(self, classnames: Sequence[str], *, dataset: str | None = None) -> PromptedClip:
         """Return the prompted CLIP for these classes.
 
-        Some methods compute the logits of new classes differently (`new_classes` of `Logits`). Classes are
-        new unless they are the training classes in the same order. With some logits, all classes of another
-        dataset are new (`Logits.is_for_training_dataset`).
+        Some methods have another rule for the logits of new classes (argument `new_classes` of `Logits`). Classes are new
+        unless they are the training classes in the same order. For some kinds of logits, all classes of
+        another dataset are new (`Logits.is_for_training_dataset`).
 
         Args:
             classnames: Classes to choose from.
-            dataset: Name of the dataset of the images. None (unknown) is treated as the training dataset.
+            dataset: Name of the dataset of the images. None (unknown) is treated like the training dataset.
 
         Raises:
             UserError: class names are too long for the text tower.
@@ -148,14 +148,18 @@ class Classifier:
         spec = TransformSpec(clip.image_size, train=False, exif_rotation=True)
         batches: list[NDArray[np.float32]] = []
         for batch_number, start in enumerate(range(0, len(inputs), batch_size)):
-            encoded = map(_read_or_encode, inputs[start : start + batch_size])
-            pixels = np.stack([make_image(spec, content, seed=0, path=path) for content, path in encoded])
-            logits = logits_fn(send(torch.from_numpy(pixels), clip.device), batch_number)
-            batches.append(to_cpu(logits.float().softmax(dim=-1)).numpy())
+            pixels: list[NDArray[np.uint8]] = []
+            for image in inputs[start : start + batch_size]:
+                content, image_path = _read_or_encode(image)
+                # Without augmentation, the seed has no effect.
+                pixels.append(make_image(spec, content, seed=0, path=image_path))
+            images_BHW3 = send(torch.from_numpy(np.stack(pixels)), clip.device)
+            logits_BC = logits_fn(images_BHW3, batch_number)
+            batches.append(to_cpu(logits_BC.float().softmax(dim=-1)).numpy())
         probabilities = np.concatenate(batches)
         if not np.isfinite(probabilities).all():
             raise not_finite_error(self.backbone)
-        predicted = tuple(names[k] for k in probabilities.argmax(axis=1))
+        predicted = tuple(names[label] for label in probabilities.argmax(axis=1))
         return Predictions(predicted, probabilities, names)
 
 
@@ -176,23 +180,27 @@ def load(
         WorkError: the file cannot be downloaded from the Hub.
     """
     target = default_device() if device is None else named_device(device)
-    path = download_prompts(path) if isinstance(path, str) and path.startswith(HUB_PREFIX) else Path(path)
+    if isinstance(path, str) and path.startswith(HUB_PREFIX):
+        path = download_prompts(path)
+    path = Path(path)
     leaves, card = read_prompts(path)
     config = card.config.require_trusted(str(path), trusted=trust_code)
     name = config.backbone.name
     original = config.backbone.pretrained
-    # With "random", only the name is checked: names of hubs and folders are refused.
+
+    # Names of hubs and folders are refused. With "random", `require_backbone` checks only the name.
     require_backbone(name, "random")
     if pretrained is None and (card.weights_file or _is_local_file(name, original)):
         # Otherwise, a card could make `load` read any local file.
         raise UserError(f"{path} requires a local file of weights. Pass it as pretrained=FILE.")
-    clip = load_clip(name, pretrained or original)
+    used = pretrained or original
+    clip = load_clip(name, used)
     if weights_digest(clip) != card.digest:
-        used = pretrained or original or "the included weights"
         raise UserError(
-            f"{path} was trained with other weights of {name} than {used}. "
+            f"{path} was trained with other weights of {name} than {used or 'the included weights'}. "
             "Pass the original weights as pretrained=FILE."
         )
+
     method = checked_method(path, config, clip, len(card.classnames), leaves, card.code)
     if not method.changes_blocks:
         clip = clip.folded()
@@ -259,7 +267,7 @@ def _check_classnames(classnames: Iterable[str]) -> tuple[str, ...]:
     """Return class names as a tuple.
 
     Raises:
-        UserError: the argument is not a sequence of strings, it is empty, or a name is invalid or repeated.
+        UserError: the argument is not a sequence of strings or is empty, or a name is invalid or repeated.
     """
     if isinstance(classnames, str) or not isinstance(classnames, Iterable):
         raise _classnames_error(f"got {classnames!r:.80}")
@@ -280,6 +288,7 @@ def _check_classnames(classnames: Iterable[str]) -> tuple[str, ...]:
 
 
 def _classnames_error(problem: str) -> UserError:
+    """Return the error for an invalid argument `classnames`."""
     return UserError(
         "classnames must be a non-empty sequence of printable, unique names "
         f"(case and underscores are ignored), but {problem}."
@@ -287,16 +296,16 @@ def _classnames_error(problem: str) -> UserError:
 
 
 def _to_sequence(images: ImageInput | Sequence[ImageInput]) -> Sequence[ImageInput]:
-    """Return a sequence of images.
+    """Return one image or several images as a sequence.
 
     Raises:
-        UserError: `images` is neither an image nor a sequence, or it is empty.
+        UserError: `images` is neither an image nor a sequence of images, or the sequence is empty.
     """
     if isinstance(images, str | Path | Image.Image):
         return [images]
-    if isinstance(images, np.ndarray) and images.ndim <= 3:  # with four dimensions, it is a batch of images
+    if isinstance(images, np.ndarray) and images.ndim <= 3:  # an array with four dimensions is a batch
         return [images]
-    if not isinstance(images, Sequence | np.ndarray) or not len(images):
+    if not isinstance(images, Sequence | np.ndarray) or len(images) == 0:
         raise UserError(
             "images must be an image or a non-empty sequence of images (paths, Pillow images or uint8 "
             f"arrays), got {images!r:.80}"
@@ -305,7 +314,9 @@ def _to_sequence(images: ImageInput | Sequence[ImageInput]) -> Sequence[ImageInp
 
 
 def _read_or_encode(image: ImageInput) -> tuple[bytes, str]:
-    """Return an encoded image (PPM if given as pixels) and, for messages, its path or "given as pixels".
+    """Return an encoded image and its path for messages.
+
+    Images given as pixels are encoded as PPM. Their path is "given as pixels".
 
     Raises:
         UserError: the file cannot be read, the image has another type, or an array has another type or shape.

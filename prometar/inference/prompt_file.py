@@ -23,8 +23,11 @@ from prometar.io.strict_model import StrictModel, problems_of
 from prometar.methods.prompts import Leaves
 
 FORMAT = "prometar-prompts-2"
+"""Identifies prompt files, and the version of their format."""
 HUB_PREFIX = "hf://"
+"""Start of the address of a prompt file on the Hugging Face Hub."""
 HUB_FILE = "prompts.safetensors"
+"""Name of a prompt file on the Hugging Face Hub."""
 
 
 class Card(StrictModel):
@@ -59,7 +62,7 @@ class Card(StrictModel):
     @model_validator(mode="after")
     def _check_texts(self) -> "Card":
         for name in self.classnames:
-            reason = invalid_name_reason(name)
+            reason = invalid_name_reason(name)  # a clause such as "is empty"
             if reason:
                 raise ValueError(f"a class name {reason}")
         for template in (self.template, *self.templates.values()):
@@ -69,7 +72,12 @@ class Card(StrictModel):
 
 
 def write_prompts(path: Path, leaves: Mapping[str, Tensor], card: Card) -> Path:
-    """Write learned tensors (`leaves`) and a card to a prompt file. Return the path of the card's .json copy.
+    """Write learned tensors and their card to a prompt file. Return the path of the card's .json copy.
+
+    Args:
+        path: Path of the prompt file.
+        leaves: Learned tensors by name.
+        card: Description of the tensors.
 
     Raises:
         InfrastructureError: the folder is not writable.
@@ -82,7 +90,11 @@ def write_prompts(path: Path, leaves: Mapping[str, Tensor], card: Card) -> Path:
 
 
 def require_new_prompt_file(path: Path) -> None:
-    """Raise a UserError if `path` does not end in .safetensors, or if the file or its card already exists."""
+    """Check the path of a prompt file that is to be written.
+
+    Raises:
+        UserError: the path does not end in .safetensors, or the file or its card already exists.
+    """
     if path.suffix != ".safetensors":
         raise UserError(f"--to must end in .safetensors, got {path}.")
     for target in (path, path.with_suffix(".json")):
