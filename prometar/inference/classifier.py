@@ -81,9 +81,9 @@ class Classifier:
     def model(self, classnames: Sequence[str], *, dataset: str | None = None) -> PromptedClip:
         """Return the prompted CLIP for these classes.
 
-        Some methods have another rule for the logits of new classes (argument `new_classes` of `Logits`). Classes are new
-        unless they are the training classes in the same order. For some kinds of logits, all classes of
-        another dataset are new (`Logits.is_for_training_dataset`).
+        Some methods have another rule for the logits of new classes (argument `new_classes` of `Logits`).
+        Classes are new unless they are the training classes in the same order. For some kinds of logits, all
+        classes of another dataset are new (`Logits.is_for_training_dataset`).
 
         Args:
             classnames: Classes to choose from.

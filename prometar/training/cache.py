@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Hashable, Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from cachetools import LRUCache
 from torch import Tensor
@@ -18,26 +18,39 @@ from prometar.training.backbone import load_configured_backbone
 Value = TypeVar("Value")
 
 MAX_BACKBONES = 2
-"""Backbones in a `RunCache`: the folded and the original weights of one backbone. Each fills much memory."""
+"""Maximum number of backbones in a `RunCache`, of which each fills much memory.
+
+Two are enough for the folded and the original weights of one backbone.
+"""
 
 MAX_DATASETS = 16
-"""Datasets in a `RunCache`: at least the eleven of the benchmark and the four variants of ImageNet."""
+"""Maximum number of datasets in a `RunCache`.
+
+Eleven datasets of the benchmark and four variants of ImageNet fit.
+"""
 
 MAX_TEXT_FEATURES = 2 * MAX_DATASETS
-"""Text features in a `RunCache`: those of base and of new classes for each dataset."""
+"""Maximum number of text features in a `RunCache`: base classes and new classes of each dataset."""
 
 MAX_FEATURE_BYTES = 512 * 2**20
-"""Maximum total size of the image features in a `RunCache`."""
+"""Maximum total size of the image features in a `RunCache`, in bytes."""
 
 MAX_BATCH_BYTES = 2 * 2**30
-"""Maximum total size of the evaluation images in a `RunCache`."""
+"""Maximum total size of the evaluation images in a `RunCache`, in bytes."""
+
+
+class _ReservedFeatures(NamedTuple):
+    """Image features that are computed and added later, and the bytes that all of them need."""
+
+    num_bytes: int
+    features: FeatureCache
 
 
 class RunCache:
     """Inputs that runs in one process share. The least recently used entries are dropped.
 
-    A process that trains several runs creates one cache and passes it to `build_run`: a worker of a study
-    keeps its cache between jobs. Runs that are built with different caches share nothing.
+    A process that trains several runs creates one cache and passes it to `build_run`. For example, a worker
+    of a study keeps its cache between jobs. Runs that are built with different caches share nothing.
 
     Attributes:
         evaluation_batches: Batches of each image order, dataset and backbone. They can be reused because
@@ -48,21 +61,20 @@ class RunCache:
         self._backbones: LRUCache[Hashable, Backbone] = LRUCache(MAX_BACKBONES)
         self._datasets: LRUCache[Hashable, Dataset] = LRUCache(MAX_DATASETS)
         self._text_features: LRUCache[Hashable, Tensor] = LRUCache(MAX_TEXT_FEATURES)
-        # For each key: the bytes that all features need, and the features cached so far.
-        self._image_features: LRUCache[Hashable, tuple[int, FeatureCache]] = LRUCache(
-            MAX_FEATURE_BYTES, getsizeof=lambda entry: entry[0]
+        self._image_features: LRUCache[Hashable, _ReservedFeatures] = LRUCache(
+            MAX_FEATURE_BYTES, getsizeof=lambda entry: entry.num_bytes
         )
         self.evaluation_batches: LRUCache[Hashable, Sequence[Batch]] = LRUCache(
-            MAX_BATCH_BYTES, getsizeof=lambda batches: sum(batch.images.nbytes for batch in batches)
+            MAX_BATCH_BYTES, getsizeof=_num_bytes
         )
 
     def backbone(self, config: BackboneConfig, *, folded: bool) -> Backbone:
-        """Return a backbone. Arguments and errors: see `load_configured_backbone`."""
+        """Return a backbone. Arguments and errors are those of `load_configured_backbone`."""
         key = (config, folded)
         return _cached(self._backbones, key, lambda: load_configured_backbone(config, folded=folded))
 
     def dataset(self, name: str, root: str | None, args_json: str, code_digest: str) -> Dataset:
-        """Return a dataset. Arguments and errors: see `open_dataset`.
+        """Return a dataset. Other arguments and the errors are those of `open_dataset`.
 
         Args:
             args_json: Arguments of a custom dataset, as JSON.
@@ -80,7 +92,7 @@ class RunCache:
         def compute() -> Tensor:
             backbone = self.backbone(config, folded=folded)
             digest = backbone.digest
-            if not folded:  # equal weights, but other rounding
+            if not folded:  # original weights give other rounding errors than folded weights
                 digest += " not folded"
             return cached_text_features(backbone.clip, digest, backbone.tokenize, classes, templates)
 
@@ -90,11 +102,17 @@ class RunCache:
         """Return the cached image features of `key`, or None if they could fill more than 1/4 of the cache.
 
         Args:
+            key: Identifies the images, their order and the backbone.
             num_bytes: Bytes of all features, once they have been computed.
         """
         if num_bytes > MAX_FEATURE_BYTES // 4:
             return None
-        return _cached(self._image_features, key, lambda: (num_bytes, {}))[1]
+        return _cached(self._image_features, key, lambda: _ReservedFeatures(num_bytes, {})).features
+
+
+def _num_bytes(batches: Sequence[Batch]) -> int:
+    """Return the bytes of the images in batches."""
+    return sum(batch.images.nbytes for batch in batches)
 
 
 def _cached(cache: LRUCache[Hashable, Value], key: Hashable, compute: Callable[[], Value]) -> Value:

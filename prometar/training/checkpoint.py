@@ -1,4 +1,4 @@
-"""Checkpoints. Each stores the complete state of a run in a safetensors file, replaced atomically."""
+"""Checkpoints. Each is the complete state of a run in a safetensors file that is replaced atomically."""
 
 import json
 from collections.abc import Sequence
@@ -17,10 +17,19 @@ from prometar.step.state import State
 from prometar.training.run_result import EpochRecord
 
 _COUNTERS = ("step", "prompt_updates", "gate_updates")
+"""Keys of the metadata that contain the counters of the state."""
 
 
 class Checkpoint(BaseModel):
-    """State and epoch records of a run, and digests of its fixed inputs (`Run`) and its backbone weights."""
+    """State and epoch records of a run.
+
+    Args:
+        format: Identifies checkpoints, and the version of their format.
+        state: State after the last recorded epoch.
+        history: Records of the epochs.
+        run_digest: Digest of the fixed inputs (`Run.digest`).
+        weights_digest: Digest of the weights of the backbone.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -34,6 +43,11 @@ class Checkpoint(BaseModel):
 def save_checkpoint(
     path: Path, state: State, history: Sequence[EpochRecord], *, run_digest: str, weights_digest: str
 ) -> None:
+    """Write a checkpoint. An existing file is replaced.
+
+    Raises:
+        InfrastructureError: the file cannot be written.
+    """
     tensors = {name: tensor.contiguous() for name, tensor in to_cpu(state.tensors()).items()}
     metadata = {
         "format": "prometar-run-2",

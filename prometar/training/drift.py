@@ -1,7 +1,7 @@
-"""Drift: divergence of prompted from frozen CLIP when both classify images among out-of-domain names.
+"""Drift: divergence of the prompted CLIP from the frozen CLIP if both classify among out-of-domain names.
 
-Out-of-domain names share no word with the class names. Accuracy on new classes tends to decrease as drift
-increases (docs/measurements.md), so drift, measured on images of base classes, predicts it.
+Out-of-domain names share no word with the class names. The classified images are those of base classes. The
+accuracy on new classes tends to decrease as drift increases (docs/measurements.md), so drift predicts it.
 """
 
 import hashlib
@@ -69,8 +69,10 @@ def drift_by_image(
 
 
 def drift_version(backbone: Backbone) -> str:
-    """Return a string that identifies formula and vocabulary. It is the same for comparable scores."""
-    return "interpolated, " + hashlib.sha256("\n".join(backbone.vocabulary).encode()).hexdigest()[:12]
+    """Return a string that identifies formula and vocabulary. Comparable scores have the same string."""
+    vocabulary = "\n".join(backbone.vocabulary)
+    digest = hashlib.sha256(vocabulary.encode()).hexdigest()
+    return f"interpolated, {digest[:12]}"
 
 
 def out_of_domain_names(dataset: Dataset, vocabulary: Sequence[str]) -> tuple[str, ...]:
@@ -83,7 +85,9 @@ def out_of_domain_names(dataset: Dataset, vocabulary: Sequence[str]) -> tuple[st
     def words(name: str) -> set[str]:
         return set(readable(name).lower().split())
 
-    class_words = {word for name in dataset.classnames for word in words(name)}
+    class_words: set[str] = set()
+    for name in dataset.classnames:
+        class_words |= words(name)
     names = tuple(name for name in vocabulary if class_words.isdisjoint(words(name)))
     if len(names) < _MIN_NAMES:
         raise UserError(
@@ -104,11 +108,14 @@ def drift_scores(
 ) -> tuple[dict[str, float], TopPredictions]:
     """Return scores, and the predictions for the images of base classes.
 
-    Scores: `base`, `zero_shot` (frozen CLIP) and predicted `new` in percent, and the drift as `divergence`.
+    The scores are `base` (accuracy of the prompted CLIP), `zero_shot` (accuracy of the frozen CLIP) and `new`
+    (predicted accuracy on new classes), all in percent, and `divergence`, the drift in nats.
 
-    `new` falls linearly from `zero_shot` without drift to chance at log(V) nats, for V names.
+    Without drift, `new` equals `zero_shot`. It falls linearly with the drift to the accuracy of chance, which
+    it reaches at log(V) nats for V names.
 
     Args:
+        backbone: Frozen CLIP.
         base_model: Prompted CLIP for the base classes.
         out_of_domain: Prompted CLIP for the out-of-domain names, and frozen features.
         leaves: Tensors of the trained prompts.
@@ -121,12 +128,14 @@ def drift_scores(
     inputs = base_model.method.inputs(dict(leaves))
     names_model = out_of_domain.model
     conditional = base_model.method.prompts.conditional
+
     # Texts are encoded once, or for each batch if they depend on the images.
     class_text: Tensor | None = None
     name_text: Tensor | None = None
     if not conditional:
         class_text = base_model.text_features(inputs)
         name_text = names_model.text_features(inputs)
+
     divergences: list[Tensor] = []
     zero_shot_correct: list[Tensor] = []
     collector = PredictionCollector(backbone)
@@ -146,7 +155,9 @@ def drift_scores(
             name_text = names_model.text_features(inputs, frozen_BE)
         assert class_text is not None
         assert name_text is not None
+
         logits_BC = base_model.logits(inputs, base_model.features(inputs, class_text, images))
+        collector.add(batch.labels, logits_BC)
         names = names_model.features(inputs, name_text, images)
         divergences.append(
             drift_by_image(
@@ -159,15 +170,17 @@ def drift_scores(
         )
         zero_shot_BC = similarity(frozen_BE, out_of_domain.frozen_classes_CE)
         labels_B = torch.from_numpy(batch.labels).to(zero_shot_BC.device)
-        collector.add(batch.labels, logits_BC)
         zero_shot_correct.append(zero_shot_BC.argmax(dim=-1) == labels_B)
+
     predictions = collector.finish()
     drift = float(torch.cat(divergences).mean())
     if not math.isfinite(drift):
         raise not_finite_error(backbone)
     zero_shot = _percentage(zero_shot_correct)
-    weight = min(1.0, drift / math.log(len(out_of_domain.frozen_names_VE)))
+    drift_at_chance = math.log(len(out_of_domain.frozen_names_VE))
+    weight = min(1.0, drift / drift_at_chance)
     chance = 100 / len(out_of_domain.frozen_classes_CE)
+    # If the frozen CLIP is worse than chance, drift does not change the prediction.
     new = zero_shot + weight * min(0.0, chance - zero_shot)
     scores = {"base": predictions.accuracy, "new": new, "zero_shot": zero_shot, "divergence": drift}
     return scores, predictions

@@ -29,10 +29,12 @@ def rates_of(config: Config, epoch: int) -> Rates:
     """
     optim = config.optim
     schedule = {"epochs": config.train.epochs, "warmup_epochs": optim.warmup_epochs}
-    gate_lr = optim.gate_warmup_lr  # constant, because the published code never steps the gate's scheduler
+    lr = warmup_cosine(epoch, lr=optim.lr, warmup_lr=optim.warmup_lr, **schedule)
     if optim.gate_schedule == "configured":
         gate_lr = warmup_cosine(epoch, lr=optim.gate_lr, warmup_lr=optim.gate_warmup_lr, **schedule)
-    lr = warmup_cosine(epoch, lr=optim.lr, warmup_lr=optim.warmup_lr, **schedule)
+    else:
+        # The published code never steps the scheduler of the gate, so the lr stays that of the warm-up.
+        gate_lr = optim.gate_warmup_lr
     factors = {} if epoch < optim.warmup_epochs else optim.lr_factors
     return Rates(lr, gate_lr, factors)
 
@@ -42,9 +44,9 @@ def train_epoch(
 ) -> tuple[State, dict[str, float]]:
     """Train from `state.step` to the end of its epoch. Return the state and the mean losses of these steps.
 
-    If `state` is within an epoch, train the remaining steps of that epoch.
-
     Args:
+        run: Fixed inputs of the run.
+        state: State before the first of these steps, which may be within an epoch.
         batches: The batches of the run's image order, from `state.step` on.
         before_step: Called before each step. Default: nothing is called.
 
@@ -52,10 +54,10 @@ def train_epoch(
         WorkError: the cross-entropy on a whole batch (`direct_ce`) or a learned tensor is not finite.
             `batches` may also raise errors, such as a WorkError for a corrupt image.
     """
-    per_epoch = run.order.steps_per_epoch
+    steps_per_epoch = run.order.steps_per_epoch
     start = state.step
-    epoch = start // per_epoch
-    end = (epoch + 1) * per_epoch
+    epoch = start // steps_per_epoch
+    end = (epoch + 1) * steps_per_epoch
     rates = rates_of(run.config, epoch)
     losses_of_steps: dict[str, list[Tensor]] = {}
     while state.step < end:
@@ -65,6 +67,7 @@ def train_epoch(
         state, losses = train_step(run, state, batch, rates)
         for name, loss in losses.items():
             losses_of_steps.setdefault(name, []).append(loss)
+
     stacked_losses = {name: torch.stack(values) for name, values in losses_of_steps.items()}
     finite_leaves = torch.stack([leaf.isfinite().all() for leaf in state.leaves.values()])
     # This is the only synchronization with the device in an epoch.
@@ -76,6 +79,7 @@ def train_epoch(
         raise WorkError(f"The loss is {float(direct_ce[first])} at step {start + first + 1}. {fix}")
     if not finite_leaves.all():
         raise WorkError(f"The learned tensors are not finite after step {state.step}. {fix}")
+
     average = run.method.averager(state.average, state.leaves, epoch, run.config.train.epochs)
     # A custom averager may return the prompts themselves, but safetensors rejects tensors that share memory.
     if "averager" in run.config.custom_components:
@@ -85,7 +89,11 @@ def train_epoch(
 
 
 def train_step(run: Run, state: State, batch: Batch, rates: Rates) -> tuple[State, dict[str, Tensor]]:
-    """Train one step. If the method has an inner loop, also select support and query of a meta task."""
+    """Train one step. Return the next state and the losses by name.
+
+    If the method has an inner loop, the step also samples a meta task, which splits the batch into support
+    and query.
+    """
     assert batch.step == state.step, f"the stream is at step {batch.step}, the state at {state.step}"
     clip = run.backbone.clip
     method = run.method
@@ -111,12 +119,12 @@ def train_step(run: Run, state: State, batch: Batch, rates: Rates) -> tuple[Stat
 
 
 def normalized_views(run: Run, images_BHWV: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Return the normalized first and second view (B, 3, H, W) of a batch. None if there is one view.
+    """Return the normalized first and second view of a batch (B, 3, H, W). Without a second view, it is None.
 
     Args:
         run: Run whose backbone normalizes the images.
-        images_BHWV: uint8 images. V = 3 * number of views: the channels of the first view, then those of
-            the second view.
+        images_BHWV: uint8 images. The last axis has the three channels of the first view, then the three
+            channels of the second view, if there is one.
     """
     first_view = run.backbone.normalize(images_BHWV[..., :3])
     if images_BHWV.shape[-1] == 3:
@@ -125,7 +133,11 @@ def normalized_views(run: Run, images_BHWV: Tensor) -> tuple[Tensor, Tensor | No
 
 
 def model_of_step(run: Run, step: int) -> PromptedClip:
-    """Return the run's model, with the frozen features of the text that a step draws, if it draws one."""
+    """Return the run's model for a step, in which the frozen text features may depend on the step.
+
+    If the regularizer draws one of N texts for each step (`regularizer.draw`), the returned model has the
+    features of the drawn text.
+    """
     texts_NCE = run.model.frozen_text_CE
     if texts_NCE is None or not run.method.regularizer.draw:  # without a draw, the features are (C, E)
         return run.model

@@ -7,6 +7,7 @@ import torch
 
 from prometar.clip.model import Clip, tensors_of
 from prometar.config.settings import Config
+from prometar.data.datasets.dataset import Items
 from prometar.data.splits.objective import FewShotSplit
 from prometar.methods.adapters import TowerName
 from prometar.methods.composition import Method, build
@@ -18,10 +19,10 @@ PROCESS_BYTES = 950 * 2**20
 
 _FLOAT_BYTES = 4  # float32
 
-# Floats of a step:
-#     images per batch x floats_per_image x _IMAGE factor + classes x floats_per_class x _CLASS factor
-# An image tower without learned tensors has the factor _IMAGE_FORWARD. The other factors depend on whether
-# the step needs second derivatives.
+# A step needs this number of floats:
+#     images per batch x floats_per_image x factor of images + classes x floats_per_class x factor of classes
+# The factors depend on whether the step needs second derivatives (second order) or not (first order). An
+# image tower without learned tensors has the factor _IMAGE_FORWARD.
 
 # Towers with hand-written derivatives. Fitted to measured peaks: ViT-B/32, ViT-B/16, ViT-L/14, 1 to 500
 # classes and 1 to 128 images per batch.
@@ -41,8 +42,10 @@ _CLASS_AWARE_FIRST_ORDER = 1.5
 _CLASS_AWARE_SECOND_ORDER = 4.8
 
 # Bytes of a gate (learned modulator) and its momentum, as a multiple of weight_bytes. Fitted to the same
-# peaks as the factors of hand-written derivatives.
+# measured peaks as the factors of the towers with hand-written derivatives.
 _GATE = 0.45
+
+_TEXT_TOKENS = 77  # of CLIP's text towers
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,8 @@ class Footprint:
         floats_per_class: Floats per class in the text tower: tokens x width x layers.
         num_classes: Number of training classes, or its maximum over several splits.
         cache_bytes: Bytes of cached evaluation images.
-        shapes: The backbone on the device `meta`, which has shapes only. None to neglect learned tensors.
+        shapes: The backbone on the device `meta`, where tensors have only shapes. None to neglect learned
+            tensors.
     """
 
     weight_bytes: int
@@ -68,19 +72,18 @@ class Footprint:
     @classmethod
     def of(cls, clip: Clip, splits: Sequence[FewShotSplit]) -> "Footprint":
         """Return the footprint of a process that trains on these splits one after another."""
-        evaluated = {items for split in splits for items in split.evaluations.values()}
+        evaluated: set[Items] = set()  # splits may share evaluation sets
+        for split in splits:
+            evaluated.update(split.evaluations.values())
         num_images = sum(len(items) for items in evaluated)
-        bytes_per_image = 3 * clip.image_size**2
-        tokens = (clip.image_size // clip.patch_weight.shape[-1]) ** 2 + 1
-        per_image = tokens * clip.vision.width * len(clip.vision.blocks)
-        per_class = 77 * clip.text.width * len(clip.text.blocks)  # CLIP's texts have 77 tokens
-        weights = sum(tensor.nbytes for tensor in tensors_of(clip))
-        num_classes = max(len(split.classnames) for split in splits)
+        bytes_per_image = 3 * clip.image_size**2  # RGB, one byte per channel
+        patches_per_side = clip.image_size // clip.patch_weight.shape[-1]
+        image_tokens = patches_per_side**2 + 1  # with the class token
         return cls(
-            weight_bytes=weights,
-            floats_per_image=per_image,
-            floats_per_class=per_class,
-            num_classes=num_classes,
+            weight_bytes=sum(tensor.nbytes for tensor in tensors_of(clip)),
+            floats_per_image=image_tokens * clip.vision.width * len(clip.vision.blocks),
+            floats_per_class=_TEXT_TOKENS * clip.text.width * len(clip.text.blocks),
+            num_classes=max(len(split.classnames) for split in splits),
             cache_bytes=min(num_images * bytes_per_image, MAX_BATCH_BYTES),
             shapes=clip.to(device=torch.device("meta")),
         )
@@ -100,23 +103,9 @@ class Footprint:
         if on_gpu:
             return process_bytes
         method = build(config)
-        second_order = method.inner is not None and method.inner.second_order
-        if not method.changes("vision"):
-            per_image = _IMAGE_FORWARD
-        elif _may_use_autograd(method):
-            per_image = _IMAGE_AUTOGRAD_SECOND_ORDER if second_order else _IMAGE_AUTOGRAD_FIRST_ORDER
-            per_image *= self._share_of_blocks(method, "vision")
-        else:
-            per_image = _IMAGE_SECOND_ORDER if second_order else _IMAGE_FIRST_ORDER
-        if method.traits.class_aware:
-            per_class = _CLASS_AWARE_SECOND_ORDER if second_order else _CLASS_AWARE_FIRST_ORDER
-        else:
-            per_class = _CLASS_SECOND_ORDER if second_order else _CLASS_FIRST_ORDER
-            # Below 1 only with autograd, as for images, or 0 if the text features are constant.
-            per_class *= self._share_of_blocks(method, "text")
-        images = config.train.batch_size * per_image * self.floats_per_image
-        classes = self.num_classes * per_class * self.floats_per_class
-        # Slots: tensors that the optimizer keeps per leaf, such as the momentum of SGD.
+        images = config.train.batch_size * self._image_factor(method) * self.floats_per_image
+        classes = self.num_classes * self._class_factor(method) * self.floats_per_class
+        # The optimizer keeps tensors for each leaf, such as the momentum of SGD.
         num_slots = len(method.optimizer.initialize({"leaf": torch.zeros(1)}))
         copies = 1 + num_slots
         gate_bytes = 0.0
@@ -124,6 +113,25 @@ class Footprint:
             gate_bytes = _GATE * self.weight_bytes * copies / 2  # _GATE is for two copies
         leaf_bytes = self._leaf_bytes(method) * copies
         return int(process_bytes + gate_bytes + leaf_bytes + _FLOAT_BYTES * (images + classes))
+
+    def _image_factor(self, method: Method) -> float:
+        """Return the floats that a step needs per image, as a multiple of `floats_per_image`."""
+        second_order = _is_second_order(method)
+        if not method.changes("vision"):
+            return _IMAGE_FORWARD
+        if _may_use_autograd(method):
+            factor = _IMAGE_AUTOGRAD_SECOND_ORDER if second_order else _IMAGE_AUTOGRAD_FIRST_ORDER
+            return factor * self._share_of_blocks(method, "vision")
+        return _IMAGE_SECOND_ORDER if second_order else _IMAGE_FIRST_ORDER
+
+    def _class_factor(self, method: Method) -> float:
+        """Return the floats that a step needs per class, as a multiple of `floats_per_class`."""
+        second_order = _is_second_order(method)
+        if method.traits.class_aware:
+            return _CLASS_AWARE_SECOND_ORDER if second_order else _CLASS_AWARE_FIRST_ORDER
+        factor = _CLASS_SECOND_ORDER if second_order else _CLASS_FIRST_ORDER
+        # The share is below 1 only with autograd, as for images, or 0 if the text features are constant.
+        return factor * self._share_of_blocks(method, "text")
 
     def _share_of_blocks(self, method: Method, tower: TowerName) -> float:
         """Return the share of a tower's blocks from the first that learned tensors enter."""
@@ -140,6 +148,11 @@ class Footprint:
         context = torch.zeros(method.prompts.num_context, dtype=torch.long)
         leaves = method.initialize(self.shapes, context, self.num_classes, torch.Generator())
         return sum(leaf.nbytes for leaf in leaves.values())
+
+
+def _is_second_order(method: Method) -> bool:
+    """Return True if the step of a method needs second derivatives."""
+    return method.inner is not None and method.inner.second_order
 
 
 def _may_use_autograd(method: Method) -> bool:

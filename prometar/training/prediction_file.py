@@ -1,6 +1,6 @@
 """predictions.parquet: the most probable classes of each evaluated image of a run."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +28,13 @@ _SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class PredictedSet:
-    """Images of an evaluation set, names of its classes, and the predictions for the images in order."""
+    """Images of an evaluation set with their predictions.
+
+    Args:
+        items: Images.
+        classnames: Names of the classes, in label order.
+        predictions: Predictions for the images, in the same order.
+    """
 
     items: Items
     classnames: tuple[str, ...]
@@ -36,6 +42,7 @@ class PredictedSet:
 
     @property
     def metrics(self) -> ClassificationMetrics:
+        """Metrics of the predictions beyond their accuracy."""
         return self.predictions.metrics(self.classnames)
 
 
@@ -49,17 +56,20 @@ def write_predictions(path: Path, sets: Mapping[str, PredictedSet], *, run_diges
     Raises:
         InfrastructureError: the file cannot be written.
     """
-    joint_names: tuple[str, ...] = ()
+    joint_names: list[str] = []
     if set(JOINT_SETS) <= sets.keys():
-        joint_names = tuple(name for side in JOINT_SETS for name in sets[side].classnames)
-    rows = [row for part, each in sets.items() for row in _rows(part, each, joint_names)]
+        for part in JOINT_SETS:
+            joint_names += sets[part].classnames
+    rows: list[dict[str, object]] = []
+    for part, predicted in sets.items():
+        rows += _rows(part, predicted, joint_names)
     table = pa.Table.from_pylist(rows, schema=_SCHEMA.with_metadata({"run": run_digest}))
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
     write_atomically(path, sink.getvalue().to_pybytes())
 
 
-def _rows(part: str, predicted: PredictedSet, joint_names: tuple[str, ...]) -> Iterable[dict[str, object]]:
+def _rows(part: str, predicted: PredictedSet, joint_names: Sequence[str]) -> Iterable[dict[str, object]]:
     """Yield a row of the file per image of an evaluation set.
 
     Args:

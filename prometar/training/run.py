@@ -88,7 +88,7 @@ class Run:
         lines = [json.dumps(self.config.identity()), self.objective, self.dataset.template]
         lines += [f"{name} {template}" for name, template in sorted(self.dataset.templates.items())]
         lines += [f"{name} {order.digest} {classnames(order.items)}" for name, order in orders.items()]
-        lines += [f"{ref} {digest}" for ref, digest in self.code_digests.items()]
+        lines += [f"{reference} {digest}" for reference, digest in self.code_digests.items()]
         if self.text_digest:
             lines.append(f"texts {self.text_digest}")
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
@@ -100,8 +100,10 @@ def build_run(
     """Build a run.
 
     Args:
+        config: Settings of the run.
+        objective: Name of the objective (`prometar.data.splits.objective`).
         val_per_class: Maximum number of validation images per class.
-        shared: Cache of what several runs share, e.g. the backbone. Default: a new one.
+        shared: Cache of what several runs share, such as the backbone. Default: a new cache.
 
     Raises:
         UserError: the configuration, the data or the weights are invalid.
@@ -118,6 +120,7 @@ def build_run(
     clip = backbone.clip
     cache_key = (config.backbone, *dataset_key, repr(dataset.source))
     _require_compatible(config, method, clip)
+
     train = config.train
     split = split_dataset(
         objective, dataset, shots=config.data.shots, seed=train.seed, val_per_class=val_per_class
@@ -130,7 +133,7 @@ def build_run(
 
     def image_features_of(order: ImageOrder) -> FeatureCache | None:
         num_bytes = order.num_rows * clip.embed_dim * clip.working_dtype.itemsize
-        # Folded and original weights give equal features with other rounding.
+        # Features of folded weights and of original weights differ by rounding errors.
         key = (order.digest, method.changes("vision"), folded, *cache_key)
         return shared.image_features(key, num_bytes)
 
@@ -167,6 +170,7 @@ def build_run(
         name: EvaluationSet(order, model_of(classnames(order.items)), image_features_of(order))
         for name, order in orders.items()
     }
+
     augment = config.augment
     crop_scale = (augment.crop_scale_min, augment.crop_scale_max)
     transform = TransformSpec(
@@ -181,18 +185,19 @@ def build_run(
     order = ImageOrder(
         split.train, transform, batch_size=train.batch_size, epochs=train.epochs, seed=train.seed
     )
+
+    def drift_text_features(names: tuple[str, ...]) -> Tensor:
+        return shared.text_features(config.backbone, names, (DRIFT_TEMPLATE,), folded=folded)
+
     out_of_domain = None
     if objective_of(objective).predicts_new:
-
-        def drift_text_features(names: tuple[str, ...]) -> Tensor:
-            return shared.text_features(config.backbone, names, (DRIFT_TEMPLATE,), folded=folded)
-
         names = out_of_domain_names(dataset, backbone.vocabulary)
         out_of_domain = OutOfDomain(
             model=model_of(names),
             frozen_names_VE=drift_text_features(names),
             frozen_classes_CE=drift_text_features(split.classnames),
         )
+
     components = (*config.custom_components.values(), objective)
     return Run(
         config=config,
@@ -214,7 +219,11 @@ def build_run(
 
 
 def _require_compatible(config: Config, method: Method, clip: Clip) -> None:
-    """Raise a UserError if two views or the image tower do not fit the method."""
+    """Check that the method fits the image tower and the number of views.
+
+    Raises:
+        UserError: it does not.
+    """
     require_fitting_tower(config, method, clip)
     if config.augment.views > 1 and method.prompts.conditional:
         raise UserError("augment.views=2 does not fit prompts.kind=conditional. Use one view.")
@@ -227,22 +236,32 @@ def described_text_features(
     regularizer: Regularizer,
     templates: tuple[str, ...],
 ) -> tuple[Tensor, str]:
-    """Return normalized frozen text features of a regularizer with `texts` or `draw`, and the file's digest.
+    """Return the frozen text features of a regularizer with `texts` or `draw`, and the digest of the file.
 
-    The features are (C, E), averages over the texts of each class, or (N, C, E) if one of N texts is drawn.
+    The features are normalized. Their shape is (C, E) if they are averages over the texts of each class, and
+    (N, C, E) if each step draws one of N texts. The digest is "" without a file.
+
+    Args:
+        clip: Frozen CLIP.
+        tokenize: Tokenizer of the backbone.
+        names: Names of the C classes.
+        regularizer: Regularizer, whose `texts` is the path of the file, or None.
+        templates: Templates of the class texts, which are used without a file.
 
     Raises:
         UserError: the file is missing or invalid, or lacks a class.
     """
     digest = ""
-    by_class = [tuple(fill_template(template, name) for template in templates) for name in names]
     if regularizer.texts:
         texts, digest = read_texts(Path(regularizer.texts))
         by_class = texts_of(texts, names, path=regularizer.texts, equal_numbers=regularizer.draw)
-    features = [mean_text_features(clip, tokenize(each), 1) for each in by_class]
+    else:
+        by_class = [tuple(fill_template(template, name) for template in templates) for name in names]
+    features_NE = [mean_text_features(clip, tokenize(class_texts), 1) for class_texts in by_class]
     if regularizer.draw:
-        return torch.stack(features, dim=1), digest
-    return torch.stack([F.normalize(each.mean(dim=0), dim=-1) for each in features]), digest
+        return torch.stack(features_NE, dim=1), digest
+    averages_E = [F.normalize(of_class.mean(dim=0), dim=-1) for of_class in features_NE]
+    return torch.stack(averages_E), digest
 
 
 def initial_state(run: Run) -> State:

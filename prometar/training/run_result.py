@@ -17,7 +17,9 @@ RECORD_CONFIG = ConfigDict(frozen=True, extra="ignore", strict=True, allow_inf_n
 
 
 class RunResult(BaseModel):
-    """Result of a finished run. Some fields have other names in result.json (aliases), whose format is fixed.
+    """Result of a finished run.
+
+    The format of result.json is fixed, so some fields have other names there (aliases).
 
     Args:
         last_epoch: Record of the last epoch.
@@ -31,9 +33,9 @@ class RunResult(BaseModel):
         classnames: Names of the training classes in label order.
         template: Template of the class texts.
         templates: The dataset's other templates by name.
-        run_digest: Digest of the `Run`.
+        run_digest: Digest of the fixed inputs of the run (`Run.digest`).
         data_digest: Digest of the dataset's splits.
-        weights_digest: Digest of the weights.
+        weights_digest: Digest of the weights of the backbone.
         environment: Software versions and machine.
         code: sha256 of each custom component's source file, keyed by its reference `package.module:Name`.
         texts: sha256 of the file `regularizer.texts`, or "".
@@ -42,7 +44,8 @@ class RunResult(BaseModel):
         evaluation_digests: Digest of the images' paths by evaluation set. Empty in results of version 0.2.
         cpus: Number of allocated CPUs, or None if unknown.
         gpus: Number of allocated GPUs, or None if unknown.
-        tests: For each additional test dataset: accuracy in percent on all classes, digest of its splits.
+        tests: For each other dataset on which the run was tested: the accuracy in percent on all of its
+            classes, and the digest of its splits.
     """
 
     model_config = ConfigDict(**RECORD_CONFIG, validate_by_name=True)

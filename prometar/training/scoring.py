@@ -1,4 +1,8 @@
-"""Predictions of trained prompts. Axes: N or B images, C classes, K top classes, J base and new classes."""
+"""Predictions of trained prompts.
+
+Axes of tensors: N images of a set, B images of a batch, C classes of a set, K most probable classes, J base
+and new classes together, E embedding.
+"""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +22,7 @@ from prometar.step.prompted_clip import PromptedClip
 from prometar.training.classification import ClassificationMetrics
 
 NUM_TOP = 5
-"""Number of classes per image whose probabilities are kept."""
+"""Maximum number of classes per image whose probabilities are kept."""
 _MAX_LOGITS = 2**22
 """Number of logits that are kept before they are reduced to predictions (16 MiB in float32)."""
 JOINT_SETS = ("base", "new")
@@ -31,10 +35,11 @@ class TopPredictions:
 
     Args:
         labels_N: True labels.
-        classes_NK: The min(C, `NUM_TOP`) most probable classes, in descending order.
-        probabilities_NK: Their probabilities.
-        joint_N: Predicted class among the base classes, then the new classes. None if not computed.
-        joint_start: Index of the set's own first class among the classes of both sets.
+        classes_NK: The K = min(C, `NUM_TOP`) most probable classes of each image, the most probable first.
+        probabilities_NK: Probabilities of these classes.
+        joint_N: Predicted class of each image in the list of base classes followed by new classes. None if
+            it was not computed.
+        joint_start: Index of the set's first class in this list.
     """
 
     labels_N: NDArray[np.int64]
@@ -46,17 +51,19 @@ class TopPredictions:
     @property
     def accuracy(self) -> float:
         """Accuracy in percent."""
-        return 100 * int((self.classes_NK[:, 0] == self.labels_N).sum()) / len(self.labels_N)
+        num_correct = int((self.classes_NK[:, 0] == self.labels_N).sum())
+        return 100 * num_correct / len(self.labels_N)
 
     @property
     def joint_accuracy(self) -> float | None:
-        """Accuracy in percent among base and new classes together, or None if not computed."""
+        """Accuracy in percent among base and new classes together, or None if it was not computed."""
         if self.joint_N is None:
             return None
-        return 100 * int((self.joint_N == self.labels_N + self.joint_start).sum()) / len(self.labels_N)
+        num_correct = int((self.joint_N == self.labels_N + self.joint_start).sum())
+        return 100 * num_correct / len(self.labels_N)
 
     def metrics(self, classnames: Sequence[str]) -> ClassificationMetrics:
-        """Return the other metrics, given the names of the C classes."""
+        """Return the metrics beyond accuracy, given the names of the C classes."""
         return ClassificationMetrics.of(
             classnames, self.labels_N, self.classes_NK[:, 0], self.probabilities_NK[:, 0]
         )
@@ -81,7 +88,13 @@ class PredictionCollector:
         self._finite: list[Tensor] = []
 
     def add(self, labels_B: NDArray[np.int64], logits_BC: Tensor, joint_BJ: Tensor | None = None) -> None:
-        """Add a batch. `joint_BJ`: logits of the base classes, then of the new classes."""
+        """Add a batch.
+
+        Args:
+            labels_B: True labels.
+            logits_BC: Logits of the classes of the set.
+            joint_BJ: Logits of the base classes, then of the new classes. None if they are not computed.
+        """
         self._labels.append(labels_B)
         self._logits.append(logits_BC)
         self._num_values += logits_BC.numel()
@@ -146,11 +159,12 @@ class EncodedClasses:
 
     @property
     def num_classes(self) -> int:
+        """Number of classes, which is known if the texts do not depend on the images."""
         assert self.text_CE is not None
         return len(self.text_CE)
 
     def logits(self, images: Tensors, frozen_BE: Tensor | None) -> Tensor:
-        """Return the logits (B, C) of images, given the results of `image_features`."""
+        """Return the logits (B, C) of images, given the two results of `image_features`."""
         text = self.text_CE
         if text is None:
             text = self.model.text_features(self.inputs, frozen_BE)
@@ -159,7 +173,13 @@ class EncodedClasses:
 
 @torch.no_grad()
 def encode_classes(backbone: Backbone, model: PromptedClip, leaves: Mapping[str, Tensor]) -> EncodedClasses:
-    """Encode the class texts, unless they depend on the images. `leaves`: the trained tensors."""
+    """Encode the class texts, unless they depend on the images.
+
+    Args:
+        backbone: Frozen CLIP.
+        model: Prompted CLIP for the classes.
+        leaves: The trained tensors.
+    """
     with backbone.matmul_precision():
         inputs = model.method.inputs(dict(leaves))
         text_CE = None if model.method.prompts.conditional else model.text_features(inputs)
@@ -167,15 +187,17 @@ def encode_classes(backbone: Backbone, model: PromptedClip, leaves: Mapping[str,
 
 
 def joint_classes(by_set: Mapping[str, EncodedClasses]) -> tuple[EncodedClasses, ...]:
-    """Return base and new classes for the classification among both, or () if it is left out.
+    """Return base and new classes for the joint classification, or () if it is left out.
 
-    An image of a base or a new class is classified among all of these classes (generalized zero-shot
-    learning). The logits of all classes follow the method's rule for new classes, since it holds for any
-    class. The rule for base classes may use what is learned for these only, such as a linear head
-    (`logits.kind`), and its logits are not comparable with those of new classes.
+    The joint classification assigns an image of a base or a new class to one of all these classes
+    (generalized zero-shot learning). All logits follow the method's rule for new classes, because this rule
+    is defined for any class. The method's rule for base classes may use tensors that were learned for base
+    classes only, such as a linear head (`logits.kind`). Its logits are not comparable with those of new
+    classes.
 
-    Left out for conditional prompts: each image would need its own texts of all classes, which doubles the
-    time of the evaluation.
+    The joint classification is left out if `by_set` lacks base or new classes. It is also left out for
+    conditional prompts, for which it would double the time of the evaluation: each image would need its own
+    texts of all classes.
     """
     sides = [by_set[name] for name in JOINT_SETS if name in by_set]
     if len(sides) < len(JOINT_SETS) or sides[0].model.method.prompts.conditional:
@@ -183,7 +205,7 @@ def joint_classes(by_set: Mapping[str, EncodedClasses]) -> tuple[EncodedClasses,
     joint: list[EncodedClasses] = []
     for side in sides:
         if side.model.new_classes:
-            joint.append(side)  # itself, so that `predict` computes its logits only once
+            joint.append(side)  # the same object, so that `predict` computes its logits only once
         else:
             joint.append(replace(side, model=replace(side.model, new_classes=True)))
     return tuple(joint)
@@ -199,7 +221,16 @@ def image_features(
 ) -> tuple[Tensors, Tensor | None]:
     """Return the image features of a batch, which are the same for all classes.
 
-    The second value are the features of the frozen CLIP if the class texts depend on them, else None.
+    Args:
+        backbone: Frozen CLIP.
+        classes: Prompted CLIP with encoded classes.
+        images_BHW3: uint8 images.
+        batch_number: Number of the batch, which identifies its features in `cache`.
+        cache: Cached features, or None if they are not cached.
+
+    Returns:
+        The features of the prompted CLIP, and those of the frozen CLIP if the class texts depend on them
+        (otherwise None).
     """
     model = classes.model
     embedded = cached_embedding(
@@ -220,14 +251,21 @@ def make_logits_fn(
 ) -> Callable[[Tensor, int], Tensor]:
     """Return a function that maps uint8 images (B, H, W, 3) and their batch number to logits (B, C).
 
-    `leaves`: the trained tensors. Class texts are encoded once, or per image if prompts depend on images.
+    Class texts are encoded once, or for each image if prompts depend on images.
+
+    Args:
+        backbone: Frozen CLIP.
+        model: Prompted CLIP for the classes.
+        leaves: The trained tensors.
+        cache: Cached image features, or None if they are not cached.
     """
     classes = encode_classes(backbone, model, leaves)
 
     @torch.no_grad()
     def logits(images_BHW3: Tensor, batch_number: int) -> Tensor:
         with backbone.matmul_precision():
-            return classes.logits(*image_features(backbone, classes, images_BHW3, batch_number, cache))
+            features, frozen_BE = image_features(backbone, classes, images_BHW3, batch_number, cache)
+            return classes.logits(features, frozen_BE)
 
     return logits
 
@@ -242,11 +280,15 @@ def predict(
     joint: Sequence[EncodedClasses] = (),
     joint_start: int = 0,
 ) -> TopPredictions:
-    """Classify images. Labels in `batches` are indices of `classes`.
+    """Classify images.
 
     Args:
-        joint: Result of `joint_classes`, among which the images are also classified.
-        joint_start: Index of the first of `classes` in `joint`.
+        backbone: Frozen CLIP.
+        classes: Classes to choose from.
+        batches: Images, whose labels are indices of `classes`.
+        cache: Cached image features, or None if they are not cached.
+        joint: Result of `joint_classes`. The images are also classified among these classes.
+        joint_start: Index of the first of `classes` among the classes of `joint`.
 
     Raises:
         WorkError: a logit is not finite.
@@ -257,12 +299,13 @@ def predict(
         with backbone.matmul_precision():
             features, frozen_BE = image_features(backbone, classes, images, batch.step, cache)
             logits_BC = classes.logits(features, frozen_BE)
-            joint_BJ = None
-            if joint:
-                parts: list[Tensor] = []
-                for each in joint:
-                    parts.append(logits_BC if each is classes else each.logits(features, frozen_BE))
-                joint_BJ = torch.cat(parts, dim=-1)
+            joint_logits: list[Tensor] = []
+            for each in joint:
+                if each is classes:
+                    joint_logits.append(logits_BC)
+                else:
+                    joint_logits.append(each.logits(features, frozen_BE))
+            joint_BJ = torch.cat(joint_logits, dim=-1) if joint_logits else None
         collector.add(batch.labels, logits_BC, joint_BJ)
     return collector.finish()
 
@@ -279,6 +322,7 @@ def predict_sets(
     The texts of each set are encoded once, and each image passes the image tower once.
 
     Args:
+        backbone: Frozen CLIP.
         models: Prompted CLIP by evaluation set.
         leaves: The trained tensors.
         batches_of: Function that returns the batches of a set.
@@ -289,9 +333,9 @@ def predict_sets(
     """
     by_set = {name: encode_classes(backbone, model, leaves) for name, model in models.items()}
     joint = joint_classes(by_set)
-    starts: dict[str, int] = {}
+    joint_starts: dict[str, int] = {}
     if joint:
-        starts = {"base": 0, "new": joint[0].num_classes}
+        joint_starts = {"base": 0, "new": joint[0].num_classes}
     predictions: dict[str, TopPredictions] = {}
     for name, classes in by_set.items():
         predictions[name] = predict(
@@ -299,8 +343,8 @@ def predict_sets(
             classes,
             batches_of(name),
             caches[name],
-            joint=joint if name in starts else (),
-            joint_start=starts.get(name, 0),
+            joint=joint if name in joint_starts else (),
+            joint_start=joint_starts.get(name, 0),
         )
     return predictions
 

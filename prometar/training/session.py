@@ -1,4 +1,4 @@
-"""Training session: trains, scores and checkpoints a run epoch by epoch."""
+"""Training session, which trains, scores and checkpoints a run epoch by epoch."""
 
 import time
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from prometar.errors import WorkError
 from prometar.io.files import cannot_write_error
 from prometar.training.cache import MAX_BATCH_BYTES
 from prometar.training.checkpoint import Checkpoint, checkpoint_error, load_checkpoint, save_checkpoint
-from prometar.training.drift import drift_scores
+from prometar.training.drift import OutOfDomain, drift_scores
 from prometar.training.epoch import StepCallback, train_epoch
 from prometar.training.run import EvaluationSet, Run, initial_state
 from prometar.training.run_result import EpochRecord
@@ -21,15 +21,23 @@ from prometar.training.scoring import TopPredictions, predict_sets
 
 _CHECKPOINT_FILE = "checkpoint.safetensors"
 _UNUSABLE_FILE = "checkpoint.set-aside.safetensors"
+"""Name that an unusable checkpoint gets if the run is started over."""
 
 
 class Session:
     """Training session of a run. If `folder` has a checkpoint, the session resumes from it.
 
+    Args:
+        run: Fixed inputs of the run.
+        folder: Folder of the run.
+        start_stream: Function that streams images.
+        before_step: Called before each step. Default: nothing is called.
+
     Attributes:
+        state: Current state.
         history: One record per epoch: epoch (1-based), cumulative seconds, and the mean of each loss. Scored
             epochs also have the values that `score` returns.
-        predictions: Predictions of the last `score` by evaluation set. Empty before.
+        predictions: Predictions of the last call of `score`, by evaluation set. Empty before the first call.
 
     Raises:
         WorkError: the checkpoint is corrupt or outdated, or belongs to another run.
@@ -63,7 +71,10 @@ class Session:
         """Resume the run in `folder`, or start it over if the checkpoint is unusable.
 
         An unusable checkpoint is renamed. Starting over does not change the results, which depend only on
-        settings and seeds. Returns the session and a notice, which is "" unless the run was started over.
+        settings and seeds.
+
+        Returns:
+            The session and a notice for the user. If the run was not started over, the notice is "".
 
         Raises:
             InfrastructureError: the folder is not writable.
@@ -76,9 +87,15 @@ class Session:
                 (folder / _CHECKPOINT_FILE).replace(aside)
             except OSError as os_error:
                 raise cannot_write_error(aside, os_error) from None
-            return cls(run, folder, start_stream, before_step), f"started over: {error.args[0].rstrip('.')}"
+            reason = error.args[0].rstrip(".")
+            return cls(run, folder, start_stream, before_step), f"started over: {reason}"
 
     def _resume(self, checkpoint: Checkpoint) -> None:
+        """Continue from a checkpoint.
+
+        Raises:
+            WorkError: the checkpoint does not fit the run.
+        """
         if checkpoint.run_digest != self._digests["run_digest"]:
             raise self._other_run_error("settings or data")
         if checkpoint.weights_digest != self._digests["weights_digest"]:
@@ -90,9 +107,9 @@ class Session:
         problem = describe_mismatch(expected, checkpoint.state.tensors())
         if problem:
             raise checkpoint_error(self._path, problem)
-        epochs = len(checkpoint.history)
-        if epochs > self.run.config.train.epochs:
-            raise checkpoint_error(self._path, f"it contains {epochs} epochs, more than train.epochs")
+        num_epochs = len(checkpoint.history)
+        if num_epochs > self.run.config.train.epochs:
+            raise checkpoint_error(self._path, f"it contains {num_epochs} epochs, more than train.epochs")
         self.state = checkpoint.state.to(self.run.backbone.clip.device)
         self.history = list(checkpoint.history)
 
@@ -102,10 +119,13 @@ class Session:
 
     @property
     def finished(self) -> bool:
+        """True if all epochs have been trained."""
         return len(self.history) == self.run.config.train.epochs
 
     def run_epoch(self) -> EpochRecord:
-        """Train an epoch and save a checkpoint. Score the last epoch, or every epoch in searches.
+        """Train an epoch and save a checkpoint. Return the record of the epoch.
+
+        The last epoch is scored. If the objective is one for searches, each epoch is scored.
 
         Raises:
             WorkError: a loss, a learned tensor or a logit is not finite, or an image is corrupt.
@@ -118,62 +138,81 @@ class Session:
         losses: dict[str, float] = {}
         if batches is not None:
             self.state, losses = train_epoch(self.run, self.state, batches, self._before_step)
-        record: EpochRecord = {"epoch": len(self.history) + 1, **losses}
-        score_each_epoch = objective_of(self.run.objective).for_search  # pruners compare scores per epoch
-        if score_each_epoch or record["epoch"] == self.run.config.train.epochs:
+
+        epoch = len(self.history) + 1
+        record: EpochRecord = {"epoch": epoch, **losses}
+        # In a search, the pruner compares the scores of each epoch.
+        is_for_search = objective_of(self.run.objective).for_search
+        if is_for_search or epoch == self.run.config.train.epochs:
             record |= self.score()
-        previous = self.history[-1]["seconds"] if self.history else 0.0
-        record["seconds"] = round(previous + time.perf_counter() - started, 3)
+        previous_seconds = self.history[-1]["seconds"] if self.history else 0.0
+        record["seconds"] = round(previous_seconds + time.perf_counter() - started, 3)
         self.history.append(record)
         save_checkpoint(self._path, self.state, self.history, **self._digests)
         return record
 
     def _remaining_batches(self) -> Iterator[Batch]:
-        """Return one iterator over all remaining batches. The first is fetched now, outside timed code."""
-        if self._batches is None:
-            run = self.run
-            first_step = self.state.step
-            method_needs_pixels = run.method.augmentation.mixes_pixels or run.order.transform.views > 1
-            callback_gets_batch = self._before_step is not None
-            numbers = range(first_step, run.order.num_steps)
-            cached = can_skip_images(run.cache, numbers, changes_vision=run.method.changes("vision"))
-            omits_pixels = cached and not method_needs_pixels and not callback_gets_batch
-            start_stream = stream_labels if omits_pixels else self._start_stream
-            self._stream = start_stream(run.order, run.dataset.source, first_step)
-            first_batch = list(islice(self._stream, 1))
-            self._batches = chain(first_batch, self._stream)
+        """Return one iterator over all remaining batches, the same in each epoch.
+
+        The first batch is fetched when the iterator is created, so the start of the stream is not timed. If
+        the features of all images are cached, pixels are omitted unless something else needs them.
+        """
+        if self._batches is not None:
+            return self._batches
+        run = self.run
+        first_step = self.state.step
+        steps = range(first_step, run.order.num_steps)
+        has_all_features = can_skip_images(run.cache, steps, changes_vision=run.method.changes("vision"))
+        method_needs_pixels = run.method.augmentation.mixes_pixels or run.order.transform.views > 1
+        callback_gets_batch = self._before_step is not None
+        omits_pixels = has_all_features and not method_needs_pixels and not callback_gets_batch
+
+        start_stream = stream_labels if omits_pixels else self._start_stream
+        self._stream = start_stream(run.order, run.dataset.source, first_step)
+        first_batch = list(islice(self._stream, 1))
+        self._batches = chain(first_batch, self._stream)
         return self._batches
 
     def score(self) -> dict[str, float]:
-        """Return the accuracies in percent, the resulting score (`objective`) and, if measured, the drift.
+        """Score the current state, and set `predictions`.
 
-        Also sets `predictions`.
+        Returns:
+            The accuracies in percent by evaluation set, the score that the objective computes from them as
+            "objective" and, if the objective measures drift, the values of `drift_scores`.
         """
-        backbone = self.run.backbone
-        leaves = self.state.evaluation_leaves
+        out_of_domain = self.run.out_of_domain
+        if out_of_domain is not None:
+            return self._score_with_drift(out_of_domain)
         sets = self.run.evaluations
-        if self.run.out_of_domain is not None:
-            base = sets["base"]
-            batches = self._eval_batches(base)
-            out_of_domain = self.run.out_of_domain
-            with backbone.matmul_precision():
-                scores, predictions = drift_scores(
-                    backbone, base.model, out_of_domain, leaves, batches, base.cache
-                )
-            self.predictions = {"base": predictions}
-            accuracies = {"base": scores["base"], "new": scores["new"]}
-            return {**scores, "objective": score_accuracies(self.run.objective, accuracies)}
         self.predictions = predict_sets(
-            backbone,
+            self.run.backbone,
             {name: each.model for name, each in sets.items()},
-            leaves,
+            self.state.evaluation_leaves,
             lambda name: self._eval_batches(sets[name]),
             {name: each.cache for name, each in sets.items()},
         )
         accuracies = {name: each.accuracy for name, each in self.predictions.items()}
         return {**accuracies, "objective": score_accuracies(self.run.objective, accuracies)}
 
+    def _score_with_drift(self, out_of_domain: OutOfDomain) -> dict[str, float]:
+        """Score the current state with the accuracy on new classes that drift predicts (see `score`)."""
+        backbone = self.run.backbone
+        base = self.run.evaluations["base"]
+        with backbone.matmul_precision():
+            scores, predictions = drift_scores(
+                backbone,
+                base.model,
+                out_of_domain,
+                self.state.evaluation_leaves,
+                self._eval_batches(base),
+                base.cache,
+            )
+        self.predictions = {"base": predictions}
+        accuracies = {"base": scores["base"], "new": scores["new"]}
+        return {**scores, "objective": score_accuracies(self.run.objective, accuracies)}
+
     def close(self) -> None:
+        """Close the stream of training images."""
         close = getattr(self._stream, "close", None)
         if close is not None:  # an iterator of a custom `StreamFn` may have no such method
             close()
@@ -181,7 +220,10 @@ class Session:
         self._batches = None
 
     def _eval_batches(self, evaluation: EvaluationSet) -> Iterator[Batch]:
-        """Yield an evaluation set's batches, cached or streamed. If features are cached, omit pixels."""
+        """Yield the batches of an evaluation set from the cache or, if they are not cached, from a stream.
+
+        If the features of all images are cached, the batches have no pixels.
+        """
         order = evaluation.order
         cache = evaluation.cache
         changes_vision = self.run.method.changes("vision")
@@ -189,18 +231,21 @@ class Session:
             yield from stream_labels(order, self.run.dataset.source)
             return
         key = (order.digest, *self.run.cache_key)
-        known = self.run.shared.evaluation_batches
-        if key in known:
-            yield from known[key]
+        cached_batches = self.run.shared.evaluation_batches
+        if key in cached_batches:
+            yield from cached_batches[key]
             return
+
         num_bytes = len(order.items) * 3 * order.transform.size**2  # RGB, one byte per channel
-        # At most a quarter of the cache, because each set that is added may remove others.
-        # If the image tower is not changed, features stay in `cache`, so images are needed only once.
-        should_cache = num_bytes <= MAX_BATCH_BYTES // 4 and (changes_vision or cache is None)
+        # A set fills at most a quarter of the cache, because each set that is added may remove other sets.
+        fits = num_bytes <= MAX_BATCH_BYTES // 4
+        # If the method does not change the image tower, features stay in `cache`, and images are needed once.
+        needs_images_again = changes_vision or cache is None
+        should_cache = fits and needs_images_again
         batches: list[Batch] = []
         for batch in self._start_stream(order, self.run.dataset.source, 0):
             if should_cache:
                 batches.append(batch)
             yield batch
         if should_cache:
-            known[key] = batches
+            cached_batches[key] = batches
