@@ -16,27 +16,34 @@ from tune.execution import ray_cluster
 from tune.execution.ray_cluster import local_node_is_dead, start_ray
 
 Init = Callable[[Callable[..., None]], None]
+"""Function that replaces `ray.init` by its argument."""
 
 
 @pytest.fixture
 def init(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Init:
-    """Replaces `ray.init` in a process where Ray does not run, and has never written a token."""
+    """Replaces `ray.init` in a process where Ray does not run and has never written a token."""
     monkeypatch.setattr(ray_cluster, "_TOKEN_FILE", tmp_path / "missing")
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "nodes", list)
     return lambda start: monkeypatch.setattr(ray, "init", start)
 
 
-@pytest.mark.parametrize(("cpus", "expected"), [(8, 3), (3, None)])
-def test_a_batch_job_gets_its_own_cpus_only(
-    cpus: int, expected: int | None, init: Init, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("cpus_of_machine", "num_cpus"), [(8, 3), (3, None)], ids=["part-of-a-machine", "whole-machine"]
+)
+def test_a_local_cluster_has_only_the_cpus_that_this_process_can_use(
+    cpus_of_machine: int, num_cpus: int | None, init: Init, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started: dict[str, object] = {}
     init(lambda **options: started.update(options))
     monkeypatch.setattr(ray_cluster, "usable_cpus", lambda: 3)
-    monkeypatch.setattr(os, "cpu_count", lambda: cpus)
+    monkeypatch.setattr(os, "cpu_count", lambda: cpus_of_machine)
+
     start_ray()
-    assert (started.get("num_cpus"), started["num_gpus"], started["address"]) == (expected, 0, "local")
+
+    assert started["address"] == "local"
+    assert started.get("num_cpus") == num_cpus, "without the option, Ray uses all CPUs of the machine"
+    assert started["num_gpus"] == 0
 
 
 def test_signal_handlers_are_those_from_before(init: Init) -> None:
@@ -44,35 +51,37 @@ def test_signal_handlers_are_those_from_before(init: Init) -> None:
         assert signal.getsignal(signal.SIGINT) is not signal.SIG_IGN, "Ray's workers would inherit it"
         signal.signal(signal.SIGTERM, lambda number, frame: None)
 
-    init(start)
-
     def terminate(number: int, frame: object) -> None:
         pass
 
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN), signal.signal(signal.SIGTERM, terminate)
+    init(start)
+    interrupt_of_pytest = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    terminate_of_pytest = signal.signal(signal.SIGTERM, terminate)
     try:
         start_ray()
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
         assert signal.getsignal(signal.SIGTERM) is terminate
     finally:
-        signal.signal(signal.SIGINT, before[0])
-        signal.signal(signal.SIGTERM, before[1])
+        signal.signal(signal.SIGINT, interrupt_of_pytest)
+        signal.signal(signal.SIGTERM, terminate_of_pytest)
 
 
 @pytest.mark.parametrize(
-    ("address", "says"),
+    ("address", "message"),
     [
         ("ray://head:10001", "Ray Client is not supported"),
         ("head", "--address must be auto or HOST:PORT"),
         ("head:port", "--address must be auto or HOST:PORT"),
     ],
 )
-def test_an_invalid_address_is_refused(address: str, says: str) -> None:
-    with pytest.raises(UserError, match=says):
+def test_an_invalid_address_is_refused(address: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         start_ray(address=address)
 
 
-def test_an_address_is_not_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_is_refused_if_the_process_has_started_a_cluster_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     for name in ("_require_server", "head_is_dead", "local_node_is_dead"):
         monkeypatch.setattr(ray_cluster, name, lambda *_: False)
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
@@ -81,12 +90,16 @@ def test_an_address_is_not_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
         start_ray(address="head:6379")
 
 
-def test_errors_of_ray_are_one_line(init: Init) -> None:
+def test_a_cluster_that_cannot_be_reached_is_one_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
-        address = f"127.0.0.1:{server.getsockname()[1]}"
+        _, port = server.getsockname()
+    address = f"127.0.0.1:{port}"  # nobody listens there any more
     with pytest.raises(WorkError, match=f"^Cannot connect to Ray at {address}: .*refused\\. Check"):
         start_ray(address=address)
-    attempts = []
+
+
+def test_an_error_of_ray_is_one_line_after_a_second_attempt(init: Init) -> None:
+    attempts: list[object] = []
 
     def start(**options: object) -> None:
         attempts.append(options)
@@ -98,13 +111,17 @@ def test_errors_of_ray_are_one_line(init: Init) -> None:
     assert len(attempts) == 2
 
 
-@pytest.mark.parametrize(("own", "gone"), [("a", False), ("b", True)])
-def test_a_dead_node_of_this_machine(own: str, gone: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("this_node", "is_dead"), [("a", False), ("b", True)])
+def test_only_a_dead_node_of_this_machine_counts(
+    this_node: str, is_dead: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = SimpleNamespace(get_node_id=lambda: this_node)
     nodes = [{"NodeID": "a", "Alive": True}, {"NodeID": "b", "Alive": False}]
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
-    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: own))
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
-    assert local_node_is_dead() is gone
+
+    assert local_node_is_dead() is is_dead
 
 
 def test_a_local_cluster_gets_a_token_in_memory_that_later_processes_do_not_inherit(
@@ -113,10 +130,13 @@ def test_a_local_cluster_gets_a_token_in_memory_that_later_processes_do_not_inhe
     monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
     tokens: list[str] = []
     init(lambda **options: tokens.append(os.environ["RAY_AUTH_TOKEN"]))
+
     start_ray()
     start_ray()
-    assert len(tokens[0]) == 64
-    assert tokens == [tokens[0]] * 2, "Ray reads the token once per process"
+
+    first, second = tokens
+    assert len(first) == 64, "32 random bytes in hexadecimal digits"
+    assert second == first, "Ray reads the token once per process"
     assert "RAY_AUTH_TOKEN" not in os.environ
 
 
@@ -124,8 +144,11 @@ def test_a_token_of_the_user_is_kept(init: Init, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("RAY_AUTH_TOKEN", "own")
     tokens: list[str] = []
     init(lambda **options: tokens.append(os.environ["RAY_AUTH_TOKEN"]))
+
     start_ray()
-    assert (tokens, os.environ["RAY_AUTH_TOKEN"]) == (["own"], "own")
+
+    assert tokens == ["own"]
+    assert os.environ["RAY_AUTH_TOKEN"] == "own"
 
 
 def test_a_process_that_has_read_the_default_token_starts_ray_with_it_and_makes_its_file_private(
@@ -134,16 +157,18 @@ def test_a_process_that_has_read_the_default_token_starts_ray_with_it_and_makes_
     file = tmp_path / "auth_token"
     file.touch(mode=0o644)
     monkeypatch.setattr(ray_cluster, "_TOKEN_FILE", file)
-    attempts: list[bool] = []
+    had_token_in_memory: list[bool] = []  # by attempt
 
     def start(**options: object) -> None:
-        attempts.append("RAY_AUTH_TOKEN" in os.environ)
-        if attempts[-1]:
+        has_token_in_memory = "RAY_AUTH_TOKEN" in os.environ
+        had_token_in_memory.append(has_token_in_memory)
+        if has_token_in_memory:
             raise RuntimeError("Failed to start GCS.")
 
     init(start)
     start_ray()
-    assert attempts == [True, True, False]
+
+    assert had_token_in_memory == [True, True, False]
     assert file.stat().st_mode & 0o777 == 0o600
 
 
@@ -163,8 +188,10 @@ def test_a_start_that_times_out_is_repeated_with_the_token_that_ray_has_read(
 
     init(start)
     start_ray()
-    assert tokens == [tokens[0]] * 2
-    assert tokens[0] is not None
+
+    first, second = tokens
+    assert first is not None
+    assert second == first
 
 
 def test_each_slice_of_a_gpu_is_a_gpu_of_a_local_cluster(init: Init, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,5 +199,7 @@ def test_each_slice_of_a_gpu_is_a_gpu_of_a_local_cluster(init: Init, monkeypatch
     init(lambda **options: started.update(options))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-11c2a9d4,MIG-52b7e0f3")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+
     start_ray()
+
     assert started["num_gpus"] == 2
