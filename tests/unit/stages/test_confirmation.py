@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -24,23 +25,33 @@ Results = Mapping[tuple[int, int], float | str]
 """Objective or failure reason, by trial number and seed."""
 
 
+FAILURE = "its worker died"
+
+
 def trials_of(config: StudyConfig, scores: Sequence[float]) -> list[TrialRecord]:
     """Trials with these objectives and seed 3. The first one is the baseline."""
-    return [
-        replace(
-            trial(number),
-            settings={**config.baseline_settings, "regularizer.text_weight": 1.0 + number},
-            objective=score,
-            runs=(RunScore("textures", 3, score + 1, score - 1, score, seconds=1.0),),
-        )
-        for number, score in enumerate(scores)
-    ]
+    trials: list[TrialRecord] = []
+    for number, score in enumerate(scores):
+        run = RunScore("textures", seed=3, base=score + 1, new=score - 1, objective=score, seconds=1.0)
+        settings = {**config.baseline_settings, "regularizer.text_weight": 1.0 + number}
+        trials.append(replace(trial(number), settings=settings, objective=score, runs=(run,)))
+    return trials
 
 
 def confirmed(
     tmp_path: Path, scores: Sequence[float], results: Results, **options: Any
 ) -> tuple[Confirmation, list[str]]:
-    """The confirmation, and the names of its jobs."""
+    """Confirm trials with these objectives in the search.
+
+    Args:
+        tmp_path: Parent of the study's folder.
+        scores: Objective of each trial in the search.
+        results: Objective or failure reason of each rerun. The fresh seeds are 1000 and 1001.
+        options: Further options of the study.
+
+    Returns:
+        The confirmation, and the names of its jobs in order.
+    """
     config = small_config(tmp_path, dataset="textures", **{"top": 2, **options})
     run_stage, names = runner(lambda number, config: results[number, config.train.seed])
     chosen = choose_trials(trials_of(config, scores), config.confirm.top)
@@ -48,61 +59,104 @@ def confirmed(
 
 
 def test_the_baseline_and_the_best_are_candidates() -> None:
-    ranked = [trial(0, objective=1.0), *(trial(number, objective=float(number)) for number in (1, 2, 3))]
-    assert [t.number for t in choose_trials(ranked, 2)] == [0, 3, 2]
-    assert [t.number for t in choose_trials(ranked, 0)] == [3]
-    assert [t.number for t in choose_trials([trial(0, "FAIL"), *ranked[1:]], 2)] == [3, 2]
+    trials = [trial(0, objective=1.0)]
+    trials += [trial(number, objective=float(number)) for number in (1, 2, 3)]
+    assert [each.number for each in choose_trials(trials, top=2)] == [0, 3, 2]
+
+
+def test_without_confirmation_only_the_best_trial_is_a_candidate() -> None:
+    trials = [trial(0, objective=1.0), trial(1, objective=3.0), trial(2, objective=2.0)]
+    assert [each.number for each in choose_trials(trials, top=0)] == [1]
+
+
+def test_a_failed_baseline_is_not_a_candidate() -> None:
+    trials = [trial(0, "FAIL"), trial(1, objective=2.0), trial(2, objective=3.0)]
+    assert [each.number for each in choose_trials(trials, top=2)] == [2, 1]
+
+
+SEARCH_SCORES = [60.0, 62.0, 66.0, 59.0]
+FRESH_SCORES: Results = {
+    (0, 1000): 60.0,
+    (0, 1001): 60.0,
+    (1, 1000): 63.0,
+    (1, 1001): 64.0,
+    (2, 1000): 60.0,
+    (2, 1001): 61.0,
+}
 
 
 def test_the_highest_mean_over_all_seeds_is_selected(tmp_path: Path) -> None:
-    fresh = {
-        (0, 1000): 60.0,
-        (0, 1001): 60.0,
-        (2, 1000): 60.0,
-        (2, 1001): 61.0,
-        (1, 1000): 63.0,
-        (1, 1001): 64.0,
-    }
-    found, names = confirmed(tmp_path, [60.0, 62.0, 66.0, 59.0], fresh)
+    found, names = confirmed(tmp_path, SEARCH_SCORES, FRESH_SCORES)
+
     assert found.seeds == (1000, 1001)
-    assert [(each.number, each.mean) for each in found.candidates] == [(0, 60.0), (2, 187 / 3), (1, 63.0)]
+    means = {each.number: each.mean for each in found.candidates}
+    assert means == {
+        0: 60.0,
+        2: (66.0 + 60.0 + 61.0) / 3,  # the best trial of the search
+        1: (62.0 + 63.0 + 64.0) / 3,
+    }
     assert found.selected_number == 1
     assert names[0] == "confirmation of trial 0, seed 1000"
-    again, names = confirmed(tmp_path, [60.0, 62.0, 66.0, 59.0], {})
-    assert (again, names) == (found, []), "nothing is run twice"
+
+
+def test_a_finished_confirmation_runs_nothing_again(tmp_path: Path) -> None:
+    found, _ = confirmed(tmp_path, SEARCH_SCORES, FRESH_SCORES)
+    again, names = confirmed(tmp_path, SEARCH_SCORES, {})
+    assert again == found
+    assert names == []
 
 
 def test_ties_go_to_the_baseline(tmp_path: Path) -> None:
-    same = {(number, seed): 60.0 for number in (0, 1) for seed in (1000, 1001)}
-    assert confirmed(tmp_path, [60.0, 60.0], same)[0].selected_number == 0
-
-
-def test_a_candidate_that_failed_is_not_selected(tmp_path: Path) -> None:
-    fresh = {(0, 1000): 60.0, (0, 1001): 60.0, (1, 1000): 90.0, (1, 1001): "its worker died"}
-    found, _ = confirmed(tmp_path, [60.0, 90.0], fresh)
+    equal: Results = {(0, 1000): 60.0, (0, 1001): 60.0, (1, 1000): 60.0, (1, 1001): 60.0}
+    found, _ = confirmed(tmp_path, [60.0, 60.0], equal)
     assert found.selected_number == 0
-    assert (found.candidates[1].mean, found.candidates[1].runs[-1].error) == (None, "its worker died")
+
+
+def test_a_candidate_with_a_failed_rerun_is_not_selected(tmp_path: Path) -> None:
+    fresh: Results = {(0, 1000): 60.0, (0, 1001): 60.0, (1, 1000): 90.0, (1, 1001): FAILURE}
+    found, _ = confirmed(tmp_path, [60.0, 90.0], fresh)
+
+    assert found.selected_number == 0
+    _, failed = found.candidates
+    assert failed.mean is None
+    assert failed.runs[-1].error == FAILURE
+
+
+def test_the_next_command_repeats_only_the_failed_rerun(tmp_path: Path) -> None:
+    fresh = {(0, 1000): 60.0, (0, 1001): 60.0, (1, 1000): 90.0, (1, 1001): FAILURE}
+    confirmed(tmp_path, [60.0, 90.0], fresh)
     _, names = confirmed(tmp_path, [60.0, 90.0], fresh | {(1, 1001): 90.0})
-    assert names == ["confirmation of trial 1, seed 1001"], "only the failed run is repeated"
+    assert names == ["confirmation of trial 1, seed 1001"]
 
 
 @pytest.mark.parametrize(
-    ("failed", "message"), [((0,), "of the default settings"), ((0, 1), "of all candidates")]
+    ("failed", "message"),
+    [((0,), "of the default settings"), ((0, 1), "of all candidates")],
+    ids=["baseline", "all"],
 )
-def test_a_confirmation_needs_a_baseline(failed: tuple[int, ...], message: str, tmp_path: Path) -> None:
-    fresh = {
-        (number, seed): "the disk is full" if number in failed else 70.0
-        for number in (0, 1)
-        for seed in (1000, 1001)
-    }
+def test_a_confirmation_without_baseline_or_any_candidate_is_an_error(
+    failed: tuple[int, ...], message: str, tmp_path: Path
+) -> None:
+    fresh: dict[tuple[int, int], float | str] = {}
+    for number, seed in product((0, 1), (1000, 1001)):
+        fresh[number, seed] = "the disk is full" if number in failed else 70.0
     with pytest.raises(WorkError, match=f"{message} .*the disk is full. Fix the cause"):
         confirmed(tmp_path, [60.0, 70.0], fresh)
 
 
-@pytest.mark.parametrize(("scores", "top", "selected"), [([60.0, 70.0], 0, 1), ([60.0], 3, 0)])
-def test_no_rerun_without_a_choice(scores: list[float], top: int, selected: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("scores", "top", "selected"),
+    [([60.0, 70.0], 0, 1), ([60.0], 3, 0)],
+    ids=["no-confirmation", "one-trial"],
+)
+def test_a_single_candidate_is_selected_without_reruns(
+    scores: list[float], top: int, selected: int, tmp_path: Path
+) -> None:
     found, names = confirmed(tmp_path, scores, {}, top=top)
-    assert (found.selected_number, found.seeds, len(found.candidates), names) == (selected, (), 1, [])
+    assert [each.number for each in found.candidates] == [selected]
+    assert found.selected_number == selected
+    assert found.seeds == ()
+    assert names == []
 
 
 def test_reruns_train_as_long_as_the_final_test_and_then_only_fresh_seeds_count(tmp_path: Path) -> None:
@@ -116,17 +170,34 @@ def test_reruns_train_as_long_as_the_final_test_and_then_only_fresh_seeds_count(
     run_stage, _ = runner(score)
     trials = trials_of(config, [60.0, 99.0])
     found = complete(confirm(config, StudyFolder.of(config), trials), run_stage)
+
     assert epochs == [20] * 4
     assert [each.mean for each in found.candidates] == [60.0, 61.0], "the search scored 99.0 after 3 epochs"
 
 
+FIGURES = {"objective": 1.0, "base": 1.0, "new": 1.0, "seconds": 1.0}
+
+
 def test_a_result_of_other_settings_is_kept_and_does_not_count(tmp_path: Path) -> None:
     config = small_config(tmp_path).baseline
-    figures = {"objective": 1.0, "base": 1.0, "new": 1.0, "seconds": 1.0}
-    write_result(tmp_path / "second", config.override({"optim.lr": 0.5}), "base_val", figures)
-    job = Job("both", {tmp_path / "first": config, tmp_path / "second": config}, "base_val", 2)
+    job = Job("trial 0", {tmp_path / "run": config}, "base_val")
+    write_result(tmp_path / "run", config.override({"optim.lr": 0.5}), "base_val", FIGURES)
+
     assert jobs_to_run([job]) == [job]
-    assert (tmp_path / "second" / "result.json").exists()
-    for folder in job.configs:
-        write_result(folder, config.override({"data.root": "/elsewhere"}), "base_val", figures)
-    assert not jobs_to_run([job]), "moved images do not invalidate a result"
+    assert (tmp_path / "run" / "result.json").exists()
+
+
+def test_a_job_with_a_run_without_result_still_has_to_run(tmp_path: Path) -> None:
+    config = small_config(tmp_path).baseline
+    job = Job("trial 0", {tmp_path / "first": config, tmp_path / "second": config}, "base_val")
+    write_result(tmp_path / "first", config, "base_val", FIGURES)
+
+    assert jobs_to_run([job]) == [job]
+
+
+def test_a_result_counts_even_if_the_images_have_been_moved(tmp_path: Path) -> None:
+    config = small_config(tmp_path).baseline
+    job = Job("trial 0", {tmp_path / "run": config}, "base_val")
+    write_result(tmp_path / "run", config.override({"data.root": "/elsewhere"}), "base_val", FIGURES)
+
+    assert jobs_to_run([job]) == []
