@@ -1,4 +1,4 @@
-"""Downloads from a local server: verified, unpacked without trust, placed once."""
+"""Downloads from a local server: files are verified, and unpacked only into their own folder."""
 
 import errno
 import hashlib
@@ -26,8 +26,9 @@ from prometar.io.files import lock_folder
 from tests.support.copies import with_split, write_copy
 from tests.support.fileserver import Served, serve
 
-CONTENT = np.random.default_rng(0).bytes(3 * 2**20 + 17)
+CONTENT = np.random.default_rng(0).bytes(3 * 2**20 + 17)  # more than three chunks
 DIGEST = f"md5:{hashlib.md5(CONTENT).hexdigest()}"
+WRONG_DIGEST = f"md5:{'0' * 32}"
 SPLIT = BENCHMARKS["dtd"].split_file
 EUROSAT_SPLIT = BENCHMARKS["eurosat"].split_file
 DOWNLOADED = sorted(name for name in BENCHMARKS if name != "imagenet")
@@ -36,40 +37,61 @@ WITH_ARCHIVES = sorted(name for name in DOWNLOADED if BENCHMARKS[name].archives)
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
+    """Server that offers `CONTENT` as file.bin."""
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with serve({"/file.bin": CONTENT}) as served:
         yield served
 
 
-def test_a_file_is_downloaded_and_its_digest_checked(server: Served, tmp_path: Path) -> None:
-    seen = []
+class Progress:
+    """Callback that records (finished bytes, total bytes)."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[int, int]] = []
+
+    def __call__(self, done: int, total: int) -> None:
+        self.calls.append((done, total))
+
+
+def test_a_file_is_downloaded_with_its_progress(server: Served, tmp_path: Path) -> None:
+    progress = Progress()
     file = tmp_path / "file"
-    download_file(f"{server.url}/file.bin", file, digest=DIGEST, progress=lambda *n: seen.append(n))
-    assert (tmp_path / "file").read_bytes() == CONTENT
-    assert seen[-1] == (len(CONTENT), len(CONTENT))
-    with pytest.raises(WorkError, match=f"has the digest {DIGEST}, expected md5:0+"):
-        download_file(f"{server.url}/file.bin", tmp_path / "file", digest=f"md5:{'0' * 32}")
+
+    download_file(f"{server.url}/file.bin", file, digest=DIGEST, progress=progress)
+
+    assert file.read_bytes() == CONTENT
+    assert progress.calls[-1] == (len(CONTENT), len(CONTENT))
 
 
-@pytest.mark.parametrize(("status", "said"), [(404, "404: Not Found"), (503, "503")])
-def test_a_failed_transfer_is_one_line(server: Served, tmp_path: Path, status: int, said: str) -> None:
+@pytest.mark.parametrize(("status", "reason"), [(404, "404: Not Found"), (503, "503")])
+def test_a_failed_transfer_is_reported_in_one_line(
+    server: Served, tmp_path: Path, status: int, reason: str
+) -> None:
     server.status = [status]
-    with pytest.raises(WorkError, match=f"Cannot download {server.url}/file.bin: .*{said}") as caught:
+    with pytest.raises(WorkError, match=f"Cannot download {server.url}/file.bin: .*{reason}") as caught:
         download_file(f"{server.url}/file.bin", tmp_path / "file")
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("ranges", [True, False], ids=["continued", "started over"])
-def test_an_interrupted_transfer_goes_on(server: Served, tmp_path: Path, ranges: bool) -> None:
-    server.break_at = [2_000_000, 1_000_000, len(CONTENT)]
+@pytest.mark.parametrize(
+    ("ranges", "break_at"),
+    [
+        pytest.param(True, [2_000_000, 1_000_000, len(CONTENT)], id="continued"),
+        pytest.param(False, [1_000_000, len(CONTENT)], id="started over"),
+    ],
+)
+def test_an_interrupted_transfer_is_completed_with_or_without_ranges(
+    server: Served, tmp_path: Path, ranges: bool, break_at: list[int]
+) -> None:
     server.ranges = ranges
-    if not ranges:
-        server.break_at = [1_000_000, len(CONTENT)]
-    seen: list[tuple[int, int]] = []
+    server.break_at = break_at
+    progress = Progress()
     file = tmp_path / "file"
-    download_file(f"{server.url}/file.bin", file, digest=DIGEST, progress=lambda *n: seen.append(n))
+
+    download_file(f"{server.url}/file.bin", file, digest=DIGEST, progress=progress)
+
     assert file.read_bytes() == CONTENT
-    assert {total for _, total in seen} == {len(CONTENT)}
+    assert {total for _, total in progress.calls} == {len(CONTENT)}
 
 
 def test_a_transfer_without_progress_is_given_up(server: Served, tmp_path: Path) -> None:
@@ -88,40 +110,43 @@ def test_a_later_call_continues_an_interrupted_transfer(
     file = tmp_path / "file"
     with pytest.raises(WorkError, match="closed after 2000000 of"):
         download_file(f"{server.url}/file.bin", file)
+
     download_file(f"{server.url}/file.bin", file, digest=DIGEST)
+
     assert file.read_bytes() == CONTENT
     assert server.starts == [0, 2_000_000, 2_000_000]
 
 
 @pytest.mark.parametrize("change", ["ETag", "Last-Modified", "size", "shorter", "other address", "no record"])
 def test_a_transfer_starts_again_if_the_file_has_changed(server: Served, tmp_path: Path, change: str) -> None:
-    """Only the size tells it if the server sends no validator."""
+    """If the server sends neither ETag nor Last-Modified, only another size shows that a file has changed."""
     server.validator = change if change in {"ETag", "Last-Modified"} else ""
     server.break_at = [2_000_000, 0]
     path = "/file.bin"
     file = tmp_path / "file"
     with pytest.raises(WorkError, match="closed after 2000000 of"):
         download_file(f"{server.url}{path}", file)
-    content = CONTENT[::-1]
+
+    new_content = CONTENT[::-1]
     if change == "size":
-        content += b"more"
+        new_content += b"more"
     if change == "shorter":
-        content = content[:1_500_000]
+        new_content = new_content[:1_500_000]
     if change == "other address":
         path = "/other.bin"
     if change == "no record":
         (tmp_path / "file.transfer.json").write_text("[")
-    server.files[path] = content
+    server.files[path] = new_content
     server.modified = "Thu, 02 Jan 2025 00:00:00 GMT"
     download_file(f"{server.url}{path}", file)
-    assert file.read_bytes() == content
+
+    assert file.read_bytes() == new_content
     assert server.starts[-1] == 0
 
 
-def test_a_file_with_another_digest_is_not_continued(server: Served, tmp_path: Path) -> None:
-    file = tmp_path / "file"
-    with pytest.raises(WorkError, match=r"expected md5:0+"):
-        download_file(f"{server.url}/file.bin", file, digest=f"md5:{'0' * 32}")
+def test_a_file_with_another_digest_is_rejected_and_deleted(server: Served, tmp_path: Path) -> None:
+    with pytest.raises(WorkError, match=f"has the digest {DIGEST}, expected {WRONG_DIGEST}"):
+        download_file(f"{server.url}/file.bin", tmp_path / "file", digest=WRONG_DIGEST)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -135,13 +160,19 @@ def test_a_complete_file_is_not_transferred_again(server: Served, tmp_path: Path
 
 
 def tar_of(folder: Path, top: str) -> bytes:
+    """Return a compressed tar file of a folder, which is called `top` in it. Split files are left out."""
+
+    def without_split_files(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
+        return None if "split_zhou" in member.name else member
+
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w:gz") as tar:
-        tar.add(folder, top, filter=lambda member: None if "split_zhou" in member.name else member)
+        tar.add(folder, top, filter=without_split_files)
     return stream.getvalue()
 
 
 def zip_of(folder: Path, top: str, more: Mapping[str, bytes] = {}) -> bytes:
+    """Return a zip file of a folder, which is called `top` in it, and of `more` files below this folder."""
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w") as packed:
         for name, content in more.items():
@@ -152,6 +183,7 @@ def zip_of(folder: Path, top: str, more: Mapping[str, bytes] = {}) -> bytes:
 
 
 Offer = Callable[[str], Path]
+"""Function of a benchmark's name that offers the benchmark, and returns the folder of its files."""
 
 
 @pytest.fixture
@@ -160,63 +192,84 @@ def offer(server: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Of
     monkeypatch.setattr(download_module, "SPLIT_FILES_URL", f"{server.url}/splits")
     monkeypatch.setattr(download_module, "COPIES_URL", f"{server.url}/copies")
 
-    def of(name: str) -> Path:
-        row = BENCHMARKS[name]
+    def offer_benchmark(name: str) -> Path:
+        benchmark = BENCHMARKS[name]
         folder = write_copy(name, tmp_path / "origin")
         if name == "stanford_cars":
-            (folder / "trains").rename(folder / "cars_train")
-            (folder / "vals").rename(folder / "cars_train/vals")
-            (folder / "tests").rename(folder / "cars_test")
-            split_file = folder / row.split_file
-            text = split_file.read_text("utf-8").replace('"trains/', '"cars_train/')
-            text = text.replace('"vals/', '"cars_train/vals/').replace('"tests/', '"cars_test/')
-            split_file.write_text(text, "utf-8")
-        archives = [_archive(server, name, archive, folder) for archive in row.archives]
-        row = with_split(server, row, folder) if row.split_file else row
-        copy = row.copy_file
+            _arrange_cars(folder, folder / benchmark.split_file)
+        archives = tuple(_offer_archive(server, name, archive, folder) for archive in benchmark.archives)
+        if benchmark.split_file:
+            benchmark = with_split(server, benchmark, folder)
+
+        copy = benchmark.copy_file
         assert copy is not None
-        content = zip_of(folder, row.folder, {"split_fewshot/x.pkl": b"pickle", "../__MACOSX/a/b": b"x"})
+        unused_files = {"split_fewshot/x.pkl": b"pickle", "../__MACOSX/a/b": b"x"}
+        content = zip_of(folder, benchmark.folder, unused_files)
         server.files[f"/copies/{copy.file}"] = content
-        digest = copy.digest and f"sha256:{hashlib.sha256(content).hexdigest()}"
-        update = {"archives": tuple(archives), "copy_file": copy.model_copy(update={"digest": digest})}
-        monkeypatch.setitem(BENCHMARKS, name, row.model_copy(update=update))
+        if copy.digest:
+            copy = copy.model_copy(update={"digest": sha256_of(content)})
+
+        update = {"archives": archives, "copy_file": copy}
+        monkeypatch.setitem(BENCHMARKS, name, benchmark.model_copy(update=update))
         return folder
 
-    return of
+    return offer_benchmark
 
 
-def _archive(server: Served, name: str, archive: Archive, folder: Path) -> Archive:
+def _arrange_cars(folder: Path, split_file: Path) -> None:
+    """Move the images of stanford_cars to the folders that its copy has."""
+    (folder / "trains").rename(folder / "cars_train")
+    (folder / "vals").rename(folder / "cars_train/vals")
+    (folder / "tests").rename(folder / "cars_test")
+    text = split_file.read_text("utf-8")
+    text = text.replace('"trains/', '"cars_train/')
+    text = text.replace('"vals/', '"cars_train/vals/')
+    text = text.replace('"tests/', '"cars_test/')
+    split_file.write_text(text, "utf-8")
+
+
+def sha256_of(content: bytes) -> str:
+    return f"sha256:{hashlib.sha256(content).hexdigest()}"
+
+
+def _offer_archive(server: Served, name: str, archive: Archive, folder: Path) -> Archive:
     """Offer an archive of a benchmark's folder at each of its addresses, and return its entry."""
-    path = f"/{name}/{archive.urls[0].rsplit('/', 1)[-1]}"
-    flat = archive.parent == "."
-    packed = folder
+    path = f"/{name}/{archive.urls[0].rpartition('/')[2]}"
+    packed_folder = folder
     top = archive.parent
-    if flat:
-        packed = folder / archive.target
+    if archive.parent == ".":
+        packed_folder = folder / archive.target
         top = archive.main_folder
     if archive.inner:
+        inner_folder, _, inner_name = archive.inner.rpartition("/")
         with TemporaryDirectory() as outer:
-            inner = Path(outer, archive.inner.rpartition("/")[2])
-            inner.write_bytes(tar_of(packed, top))
-            content = zip_of(Path(outer), archive.inner.rpartition("/")[0])
+            Path(outer, inner_name).write_bytes(tar_of(packed_folder, top))
+            content = zip_of(Path(outer), inner_folder)
+    elif path.endswith(".zip"):
+        content = zip_of(packed_folder, top)
     else:
-        content = (zip_of if path.endswith(".zip") else tar_of)(packed, top)
-    server.files[path] = content
-    algorithm = archive.digest.partition(":")[0]
-    digest = archive.digest and f"{algorithm}:{hashlib.new(algorithm, content).hexdigest()}"
-    urls = tuple(f"{server.url}/{number}{path}" for number in range(1, len(archive.urls)))
-    for url in urls:
-        server.files[url.removeprefix(server.url)] = content
-    return archive.model_copy(update={"urls": (server.url + path, *urls), "digest": digest})
+        content = tar_of(packed_folder, top)
+
+    paths = [path, *(f"/{number}{path}" for number in range(1, len(archive.urls)))]
+    for each in paths:
+        server.files[each] = content
+    digest = ""
+    if archive.digest:
+        algorithm = archive.digest.partition(":")[0]
+        digest = f"{algorithm}:{hashlib.new(algorithm, content).hexdigest()}"
+    urls = tuple(f"{server.url}{each}" for each in paths)
+    return archive.model_copy(update={"urls": urls, "digest": digest})
 
 
 def download(name: str, root: Path) -> int:
+    """Run `prometar data download`. Return its exit status."""
     return main(["data", "download", name, "--to", str(root)])
 
 
 def errors(capsys: pytest.CaptureFixture[str]) -> list[str]:
-    """Return the lines of error messages. Other lines on stderr tell that another source is tried."""
-    return [line for line in capsys.readouterr().err.splitlines() if not line.endswith("another source.")]
+    """Return the error messages on stderr. Its other lines say that another source is tried."""
+    lines = capsys.readouterr().err.splitlines()
+    return [line for line in lines if not line.endswith("another source.")]
 
 
 @pytest.mark.parametrize("name", DOWNLOADED)
@@ -224,18 +277,25 @@ def test_a_benchmark_is_placed_as_the_catalog_expects(
     server: Served, offer: Offer, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     offer(name)
-    row = BENCHMARKS[name]
+    benchmark = BENCHMARKS[name]
     root = tmp_path / "root"
+
     assert download(name, root) == 0
+
     captured = capsys.readouterr()
     assert captured.err == ""
-    files = [*row.copy_file.folders, *([row.split_file] if row.split_file else [])]
-    assert all(f"Downloaded {root / row.folder / file}\n" in captured.out for file in files)
+    assert benchmark.copy_file is not None
+    expected = list(benchmark.copy_file.folders)
+    if benchmark.split_file:
+        expected.append(benchmark.split_file)
+    for file in expected:
+        assert f"Downloaded {root / benchmark.folder / file}\n" in captured.out
     assert "Complete. To check every image" in captured.out
-    assert main(["data", "check", name, "--data-root", str(root)]) == 0
-    assert "not CoOp's" not in capsys.readouterr().out
+
     assert open_dataset(name, root).splits == open_dataset(name, tmp_path / "origin").splits
-    assert os.listdir(root) == [row.folder]
+    assert os.listdir(root) == [benchmark.folder]
+    assert main(["data", "check", name, "--data-root", str(root)]) == 0
+    assert "differs from CoOp's" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", DOWNLOADED)
@@ -246,44 +306,51 @@ def test_a_complete_benchmark_is_not_downloaded_again(
     root = tmp_path / "root"
     assert download(name, root) == 0
     capsys.readouterr()
-    asked = len(server.requests)
+    num_requests = len(server.requests)
+
     assert download(name, root) == 0
+
     text = capsys.readouterr().out
     assert "Downloaded " not in text
     assert "Complete. To check every image" in text
-    assert len(server.requests) == asked
+    assert len(server.requests) == num_requests
 
 
 @pytest.mark.parametrize("name", WITH_ARCHIVES)
 def test_if_one_source_is_dead_another_one_is_used(
     server: Served, offer: Offer, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The archive, or for ImageNet's variants the copy. The split file comes from the copy, too."""
+    """The preferred source is the archive, and the other one is the copy. For ImageNet's variants, it is the
+    other way round."""
     offer(name)
-    row = BENCHMARKS[name]
-    preferred = "/copies/"
-    expected = "/imagenet"
-    if not row.imagenet_variant:
+    benchmark = BENCHMARKS[name]
+    root = tmp_path / "root"
+    if benchmark.imagenet_variant:
+        preferred = "/copies/"
+        other = "/imagenet"
+        # No archive contains the list of classes, but the folder of ImageNet has the same list.
+        class_list = tmp_path / "origin" / benchmark.folder / "classnames.txt"
+        (root / "imagenet").mkdir(parents=True)
+        (root / "imagenet/classnames.txt").write_bytes(class_list.read_bytes())
+    else:
         preferred = f"/{name}/"
-        expected = "/copies/"
-    for path in [*server.files]:
+        other = "/copies/"
+    for path in list(server.files):
         if path.startswith((preferred, "/1/", "/splits/")):
             del server.files[path]
-    if row.imagenet_variant:  # no archive contains the class list, but another dataset has the same one
-        (tmp_path / "root/imagenet").mkdir(parents=True)
-        class_list = tmp_path / "origin" / row.folder / "classnames.txt"
-        (tmp_path / "root/imagenet/classnames.txt").write_bytes(class_list.read_bytes())
-    assert download(name, tmp_path / "root") == 0
+
+    assert download(name, root) == 0
+
     captured = capsys.readouterr()
     assert f"Cannot download {server.url}{preferred}" in captured.err
     assert "HTTP Error 404: Not Found. Trying another source.\n" in captured.err
     assert "Complete. To check every image" in captured.out
-    assert open_dataset(name, tmp_path / "root").splits == open_dataset(name, tmp_path / "origin").splits
-    assert server.requests[-1].startswith(expected)
-    assert not list(tmp_path.rglob("*.pkl*"))
+    assert server.requests[-1].startswith(other)
+    assert open_dataset(name, root).splits == open_dataset(name, tmp_path / "origin").splits
+    assert not list(tmp_path.rglob("*.pkl*")), "only lists and images of the copy are used"
 
 
-def test_eurosat_has_a_second_address(
+def test_the_second_address_of_eurosat_is_used_if_the_first_fails(
     server: Served, offer: Offer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     offer("eurosat")
@@ -298,7 +365,9 @@ def test_if_all_sources_are_dead_one_line_names_them(
 ) -> None:
     offer("sun397")
     server.files.clear()
+
     assert download("sun397", tmp_path / "root") == 1
+
     error = capsys.readouterr().err.splitlines()[-1]
     assert f"Cannot download {server.url}/sun397/SUN397.tar.gz: HTTP Error 404: Not Found. " in error
     assert f"Cannot download {server.url}/copies/sun397.zip: HTTP Error 404: Not Found. " in error
@@ -310,41 +379,56 @@ def test_a_copy_that_differs_from_the_published_one_is_refused(
     server: Served, offer: Offer, tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = offer("ucf101")
-    row = BENCHMARKS["ucf101"]
-    (folder / row.split_file).write_text('{"train": [["a.jpg", 0, "a"]], "val": [], "test": []}')
+    benchmark = BENCHMARKS["ucf101"]
+    assert benchmark.copy_file is not None
+    (folder / benchmark.split_file).write_text('{"train": [["a.jpg", 0, "a"]], "val": [], "test": []}')
     content = zip_of(folder, "ucf101")
     server.files["/copies/ucf101.zip"] = content
     message = "/copies/ucf101.zip has the digest sha256:"
-    if damage == "split file":
-        digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
-        copy = row.copy_file.model_copy(update={"digest": digest})  # type: ignore[union-attr]
-        BENCHMARKS["ucf101"] = row.model_copy(update={"copy_file": copy})
-        message = f"{row.split_file} at {server.url}/copies/ucf101.zip has the digest sha256:"
+    if damage == "split file":  # the digest of the copy is right
+        copy = benchmark.copy_file.model_copy(update={"digest": sha256_of(content)})
+        BENCHMARKS["ucf101"] = benchmark.model_copy(update={"copy_file": copy})
+        message = f"{benchmark.split_file} at {server.url}/copies/ucf101.zip has the digest sha256:"
+
     assert download("ucf101", tmp_path / "root") == 1
+
     assert message in capsys.readouterr().err
     assert list((tmp_path / "root").iterdir()) == []
 
 
-def test_a_full_disk_is_no_fault_of_a_source(
+def test_nothing_is_downloaded_that_does_not_fit_on_the_disk(
     server: Served,
     offer: Offer,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Else the copy would be downloaded, in vain. Nothing is downloaded that does not fit."""
     offer("dtd")
     disk = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: disk._replace(free=1000))
-    assert download("dtd", tmp_path / "root") == 1
-    assert "but only 0.0 GB are free. Free disk space, or use another --to." in capsys.readouterr().err
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: disk)
 
-    def full(*args: object, **options: object) -> None:
+    assert download("dtd", tmp_path / "root") == 1
+
+    assert "but only 0.0 GB are free. Free disk space, or use another --to." in capsys.readouterr().err
+    assert {path.split("/")[1] for path in server.requests} == {"dtd"}, "no other source is tried"
+
+
+def test_if_the_disk_is_full_no_other_source_is_tried(
+    server: Served,
+    offer: Offer,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    offer("dtd")
+
+    def raise_disk_full(*args: object, **options: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(tarfile.TarFile, "extract", full)
+    monkeypatch.setattr(tarfile.TarFile, "extract", raise_disk_full)
+
     assert download("dtd", tmp_path / "root") == 1
+
     assert f"Cannot write to {tmp_path}/root: No space left on device." in capsys.readouterr().err
     assert {path.split("/")[1] for path in server.requests} == {"dtd"}
 
@@ -353,16 +437,17 @@ def test_a_repeated_command_continues_an_interrupted_download(
     server: Served, offer: Offer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     offer("dtd")
-    copy = server.files.pop("/copies/dtd.zip")
+    del server.files["/copies/dtd.zip"]  # only the archive is left
     root = tmp_path / "root"
     server.break_at = [1000, 0]
     assert download("dtd", root) == 1
     assert "the connection was closed after 1000 of" in capsys.readouterr().err
     assert os.listdir(root) == [".download-dtd"]
-    server.files["/copies/dtd.zip"] = copy
+
     assert download("dtd", root) == 0
+
     assert "Complete. To check every image" in capsys.readouterr().out
-    assert server.starts == [0, 1000, 1000, 0]  # the last one is the split file
+    assert server.starts == [0, 1000, 1000, 0]  # three transfers of the archive, and one of the split file
     assert os.listdir(root) == ["dtd"]
 
 
@@ -383,8 +468,10 @@ def test_an_archive_is_kept_if_unpacking_it_is_interrupted(
         patch.setattr(tarfile.TarFile, "extract", interrupt)
         assert download("dtd", root) == 130
     assert os.listdir(root) == [".download-dtd"]
+
     assert download("dtd", root) == 0
-    assert server.starts == [0, 0]  # the archive and the split file
+
+    assert server.starts == [0, 0]  # one transfer of the archive, and one of the split file
     assert os.listdir(root) == ["dtd"]
 
 
@@ -393,53 +480,107 @@ def test_a_second_command_does_not_disturb_a_download(
 ) -> None:
     offer("dtd")
     root = tmp_path / "root"
+
     with lock_folder(root / ".download-dtd", "a download"):
         assert download("dtd", root) == 1
+
     error = capsys.readouterr().err
     assert f"The folder {root}/.download-dtd is in use by another process. Stop it" in error
     assert server.requests == []
 
 
-def test_a_split_file_is_kept(offer: Offer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_split_file_of_the_user_is_kept_and_its_difference_reported(
+    offer: Offer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     offer("dtd")
-    own = tmp_path / "origin/dtd" / SPLIT
-    own.write_bytes(own.read_bytes() + b" ")
+    own_file = tmp_path / "origin/dtd" / SPLIT
+    own_content = own_file.read_bytes() + b" "
+    own_file.write_bytes(own_content)
+
     assert download("dtd", tmp_path / "origin") == 0
+
+    assert own_file.read_bytes() == own_content
     assert main(["data", "check", "dtd", "--data-root", str(tmp_path / "origin")]) == 0
     assert f"{SPLIT} differs from CoOp's" in capsys.readouterr().out
-    own.write_text("{}")
+
+
+def test_an_invalid_split_file_of_the_user_is_kept_and_reported(
+    offer: Offer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    offer("dtd")
+    own_file = tmp_path / "origin/dtd" / SPLIT
+    own_file.write_text("{}")
+
     assert download("dtd", tmp_path / "origin") == 0
-    assert own.read_text() == "{}"
+
+    assert own_file.read_text() == "{}"
     assert (
-        f"The dataset is not usable yet: Invalid split file {own}: train: a value is required"
+        f"The dataset is not usable yet: Invalid split file {own_file}: train: a value is required"
         in capsys.readouterr().out
     )
 
 
-WRONG_SPLITS: dict[str, tuple[str, Callable[[Any], object]]] = {
-    "fewer images": ("differs from the published split: train 19 of 20", lambda tree: tree["train"].pop()),
-    "one class less": (
-        "differs from the published split: classes 4 of 5",
-        lambda tree: [row.__setitem__(1, min(row[1], 3)) for part in tree.values() for row in part],
+SplitEntries = dict[str, list[Any]]
+"""Content of a split file: for each split, [path, label, class name] of its images."""
+
+
+def drop_an_image(entries: SplitEntries) -> None:
+    entries["train"].pop()
+
+
+def merge_the_last_two_classes(entries: SplitEntries) -> None:
+    for rows in entries.values():
+        for row in rows:
+            row[1] = min(row[1], 3)
+
+
+WRONG_SPLITS = [
+    pytest.param(drop_an_image, "differs from the published split: train 19 of 20", id="fewer images"),
+    pytest.param(
+        merge_the_last_two_classes, "differs from the published split: classes 4 of 5", id="one class less"
     ),
-    "no split file": ("train: a value is required", lambda tree: tree.clear()),
-}
+    pytest.param(dict.clear, "train: a value is required", id="no split file"),
+]
 
 
-@pytest.mark.parametrize("case", WRONG_SPLITS)
-def test_another_split_is_refused_and_not_kept(
-    server: Served, offer: Offer, tmp_path: Path, capsys: pytest.CaptureFixture[str], case: str
+def offer_changed_split(server: Served, change: Callable[[SplitEntries], None]) -> None:
+    """Change the split file of dtd on the server. Remove the copy, which contains the right one."""
+    entries = json.loads(server.files[f"/splits/{SPLIT}"])
+    change(entries)
+    server.files[f"/splits/{SPLIT}"] = json.dumps(entries).encode()
+    del server.files["/copies/dtd.zip"]
+
+
+@pytest.mark.parametrize("change", [drop_an_image, merge_the_last_two_classes, dict.clear])
+def test_a_split_file_with_another_digest_is_refused(
+    server: Served,
+    offer: Offer,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    change: Callable[[SplitEntries], None],
 ) -> None:
     offer("dtd")
-    message, change = WRONG_SPLITS[case]
-    tree = json.loads(server.files[f"/splits/{SPLIT}"])
-    change(tree)
-    server.files[f"/splits/{SPLIT}"] = json.dumps(tree).encode()
-    del server.files["/copies/dtd.zip"]
+    offer_changed_split(server, change)
     assert download("dtd", tmp_path) == 1
     assert "has the digest sha256:" in capsys.readouterr().err
+    assert not (tmp_path / "dtd" / SPLIT).exists()
+
+
+@pytest.mark.parametrize(("change", "message"), WRONG_SPLITS)
+def test_without_a_known_digest_the_sizes_of_a_split_file_are_checked(
+    server: Served,
+    offer: Offer,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    change: Callable[[SplitEntries], None],
+    message: str,
+) -> None:
+    offer("dtd")
+    offer_changed_split(server, change)
     BENCHMARKS["dtd"] = BENCHMARKS["dtd"].model_copy(update={"split_digest": ""})
+
     assert download("dtd", tmp_path) == 1
+
     [error] = errors(capsys)
     assert message in error
     assert not (tmp_path / "dtd" / SPLIT).exists()
@@ -447,6 +588,7 @@ def test_another_split_is_refused_and_not_kept(
 
 
 def member(name: str, content: bytes = b"", **fields: object) -> tuple[tarfile.TarInfo, bytes]:
+    """Return an entry of a tar file with its content. `fields`: attributes of the entry, such as its type."""
     info = tarfile.TarInfo(name)
     info.size = len(content)
     for key, value in fields.items():
@@ -484,51 +626,59 @@ def test_a_hostile_archive_is_refused(
     archive = Archive(urls=(f"{server.url}/dtd.tar.gz",), main_folder="images", parent="dtd")
     monkeypatch.setattr(download_module, "COPIES_URL", f"{server.url}/copies")
     monkeypatch.setitem(BENCHMARKS, "dtd", BENCHMARKS["dtd"].model_copy(update={"archives": (archive,)}))
+
     assert download("dtd", tmp_path / "root") == 1
+
     [error] = errors(capsys)
     assert "Cannot unpack" in error
     assert list(tmp_path.rglob("*")) == [tmp_path / "root"]
 
 
 @pytest.mark.parametrize("name", ["../evil", "/evil", "a/../../evil", "..\\evil"])
-def test_nothing_of_a_zip_leaves_its_folder(tmp_path: Path, name: str) -> None:
-    file = tmp_path / "x.zip"
-    with zipfile.ZipFile(file, "w") as packed:
+def test_a_zip_file_writes_only_into_its_folder(tmp_path: Path, name: str) -> None:
+    archive = tmp_path / "x.zip"
+    with zipfile.ZipFile(archive, "w") as packed:
         packed.writestr("fine.jpg", b"x")
         packed.writestr(name, b"x")
-    unpack(file, tmp_path / "in/out")
-    assert [path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()] == [
-        Path("x.zip"),
-        Path("in/out/fine.jpg"),
-    ]
+
+    unpack(archive, tmp_path / "in/out")
+
+    files = {path for path in tmp_path.rglob("*") if path.is_file()}
+    assert files == {archive, tmp_path / "in/out/fine.jpg"}
 
 
 @pytest.mark.parametrize("kind", ["cut tar", "cut zip", "flipped zip", "no archive", "empty"])
-def test_a_damaged_archive_is_one_line(tmp_path: Path, kind: str) -> None:
+def test_a_damaged_archive_is_reported_in_one_line(tmp_path: Path, kind: str) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in/a.jpg").write_bytes(CONTENT[:50_000])
-    whole = zip_of(tmp_path / "in", "in") if "zip" in kind else tar_of(tmp_path / "in", "in")
+    whole_tar = tar_of(tmp_path / "in", "in")
+    whole_zip = zip_of(tmp_path / "in", "in")
+    flipped_zip = bytearray(whole_zip)
+    flipped_zip[5_000] ^= 1
     damaged = {
-        "cut tar": whole[:20_000],
-        "cut zip": whole[:20_000],
-        "flipped zip": whole[:5_000] + bytes([whole[5_000] ^ 1]) + whole[5_001:],
+        "cut tar": whole_tar[:20_000],
+        "cut zip": whole_zip[:20_000],
+        "flipped zip": bytes(flipped_zip),
         "no archive": CONTENT[:5_000],
         "empty": b"",
-    }[kind]
-    (tmp_path / "x").write_bytes(damaged)
+    }
+    (tmp_path / "x").write_bytes(damaged[kind])
+
     with pytest.raises(WorkError, match=r"^Cannot unpack x: .+\.") as caught:
         unpack(tmp_path / "x", tmp_path / "out")
     assert "\n" not in str(caught.value)
 
 
-def test_an_archive_of_something_else_is_told(
+def test_an_archive_without_the_expected_folder_is_reported(
     server: Served, offer: Offer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     offer("fgvc_aircraft")
     folder = write_copy("dtd", tmp_path)
     server.files["/fgvc_aircraft/fgvc-aircraft-2013b.tar.gz"] = tar_of(folder, "dtd")
     server.files["/copies/fgvc_aircraft.zip"] = zip_of(folder / "images", "fgvc_aircraft/photos")
+
     assert download("fgvc_aircraft", tmp_path / "root") == 1
+
     [error] = errors(capsys)
     assert (
         "fgvc-aircraft-2013b.tar.gz no longer contains the folder fgvc-aircraft-2013b/data/images." in error
@@ -536,19 +686,24 @@ def test_an_archive_of_something_else_is_told(
     assert "/copies/fgvc_aircraft.zip does not contain the folder images." in error
 
 
-WRONG = [
-    (["nope", "--to", "x"], "'nope' is not a benchmark. Use one of imagenet, "),
-    (["imagenet", "--to", "x"], "ImageNet has no public archive. Get ILSVRC 2012"),
-    (["dtd", "--to", "s3://bucket/x"], "'s3:/...' is not a local path. "),
-]
-
-
-@pytest.mark.parametrize(("args", "message"), WRONG, ids=[" ".join(args) for args, _ in WRONG])
-def test_wrong_usage_is_one_line(
-    args: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("name", "to", "message"),
+    [
+        pytest.param("nope", "x", "'nope' is not a benchmark. Use one of imagenet, ", id="unknown name"),
+        pytest.param("imagenet", "x", "ImageNet has no public archive. Get ILSVRC 2012", id="no archive"),
+        pytest.param("dtd", "s3://bucket/x", "'s3:/...' is not a local path. ", id="URI"),
+    ],
+)
+def test_wrong_usage_is_reported_in_one_line(
+    name: str,
+    to: str,
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.chdir(Path(__file__).parents[4])
-    assert main(["data", "download", *args]) == 2
+    monkeypatch.chdir(tmp_path)
+    assert main(["data", "download", name, "--to", to]) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1

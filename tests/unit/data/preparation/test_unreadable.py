@@ -1,4 +1,4 @@
-"""Images are decoded once before a study. Corrupt ones are told, and faults of a disk are none of theirs."""
+"""Images are decoded once before a study. Corrupt images are reported, and so are faults of a disk."""
 
 import errno
 import os
@@ -19,12 +19,13 @@ TREE = [f"{name}/{k}.png" for name in ("ash", "fir", "oak", "yew") for k in rang
 
 @pytest.fixture
 def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Dataset:
+    """Dataset of the images `TREE`, with an empty cache folder."""
     monkeypatch.setenv("PROMETAR_CACHE", str(tmp_path / "cache"))
     return open_dataset("folder", write_tree(tmp_path / "photos", TREE))
 
 
-def decoded_paths(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], dict[str, str]]:
-    """Check all images of a dataset. Return the paths of those that were decoded, and the errors."""
+def decode_all(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], dict[str, str]]:
+    """Call `unreadable_images` for a dataset. Return the sorted paths of decoded images, and the errors."""
     paths: list[str] = []
     decode = check.decode
 
@@ -41,50 +42,65 @@ def decoded_paths(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> tuple[li
 def test_an_image_is_decoded_again_only_if_it_has_changed_or_is_corrupt(
     photos: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "photos/fir/2.png").write_bytes(b"no image")
-    for _ in range(2):
-        paths, errors = decoded_paths(photos, monkeypatch)
+    photo_folder = tmp_path / "photos"
+    (photo_folder / "fir/2.png").write_bytes(b"no image")
+    for expected_paths in (sorted(TREE), ["fir/2.png"]):  # the second call decodes only the corrupt image
+        paths, errors = decode_all(photos, monkeypatch)
+        assert paths == expected_paths
         assert errors.keys() == {"fir/2.png"}
         assert "fir/2.png: not an image" in errors["fir/2.png"]
-    assert paths == ["fir/2.png"]
-    write_tree(tmp_path / "photos", ["fir/2.png"])
-    changed = tmp_path / "photos/yew/0.png"
-    os.utime(changed, ns=(1, 1))
-    assert decoded_paths(photos, monkeypatch) == (["fir/2.png", "yew/0.png"], {})
-    assert decoded_paths(photos, monkeypatch) == ([], {})
+
+    write_tree(photo_folder, ["fir/2.png"])
+    os.utime(photo_folder / "yew/0.png", ns=(1, 1))
+    assert decode_all(photos, monkeypatch) == (["fir/2.png", "yew/0.png"], {})
+    assert decode_all(photos, monkeypatch) == ([], {})
 
 
-def test_the_user_is_told_how_many_images_are_decoded(photos: Dataset) -> None:
+def test_the_number_of_images_to_decode_is_reported_unless_it_is_0(photos: Dataset) -> None:
     numbers: list[int] = []
     for _ in range(2):
         assert unreadable_images(photos, photos.test, on_start=numbers.append) == {}
     assert numbers == [len(photos.test)]
 
 
-def test_a_damaged_or_unwritable_record_is_no_problem(
+def test_if_the_record_is_damaged_all_images_are_decoded_again(
     photos: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert unreadable_images(photos, photos.items) == {}
     [record] = (tmp_path / "cache/decoded-images").iterdir()
     record.write_text("[")
-    assert decoded_paths(photos, monkeypatch) == (sorted(TREE), {})
+    assert decode_all(photos, monkeypatch) == (sorted(TREE), {})
+
+
+def test_a_record_that_cannot_be_written_is_not_an_error(
+    photos: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PROMETAR_CACHE", "/dev/null")
     assert unreadable_images(photos, photos.items) == {}
 
 
-def test_an_excluded_image_is_not_decoded(photos: Dataset, tmp_path: Path) -> None:
+@pytest.fixture
+def with_excluded(photos: Dataset, tmp_path: Path) -> Dataset:
+    """The dataset `photos` with a corrupt image that is excluded."""
     (tmp_path / "photos/fir/2.png").write_bytes(b"no image")
     (tmp_path / "photos/excluded.txt").write_text("fir/2.png\n")
-    dataset = open_dataset("folder", tmp_path / "photos")
-    assert dataset.digest == photos.digest
-    assert unreadable_images(dataset, dataset.without_excluded(dataset.items)) == {}
+    return open_dataset("folder", tmp_path / "photos")
+
+
+def test_an_excluded_image_is_not_decoded(photos: Dataset, with_excluded: Dataset) -> None:
+    used = with_excluded.without_excluded(with_excluded.items)
+    assert unreadable_images(with_excluded, used) == {}
+    assert with_excluded.digest == photos.digest
+
+
+def test_check_names_an_excluded_image_but_does_not_decode_it(with_excluded: Dataset, tmp_path: Path) -> None:
     _, errors, (summary, *notes) = check.check("folder", tmp_path / "photos")
     assert errors == []
     assert "all readable" in summary
     assert "excluded: fir/2.png" in notes
 
 
-def test_a_disk_that_fails_is_no_fault_of_an_image(photos: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_disk_is_an_error_of_the_machine(photos: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(path: Path) -> bytes:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
@@ -94,13 +110,14 @@ def test_a_disk_that_fails_is_no_fault_of_an_image(photos: Dataset, monkeypatch:
         unreadable_images(photos, photos.items)
 
 
-def test_a_missing_folder_is_a_fault_of_the_machine_but_a_missing_image_is_not(
-    photos: Dataset, tmp_path: Path
-) -> None:
-    """As of a file system that one machine of a cluster has not mounted."""
+def test_a_missing_image_is_an_error_of_the_user(photos: Dataset, tmp_path: Path) -> None:
     (tmp_path / "photos/yew/0.png").unlink()
     with pytest.raises(UserError, match=r"0\.png \(No such file or directory\)\. Restore the file"):
         photos.source.read_many(["yew/0.png"])
+
+
+def test_a_missing_image_folder_is_an_error_of_the_machine(photos: Dataset, tmp_path: Path) -> None:
+    """One machine of a cluster may not have mounted the file system with the images."""
     (tmp_path / "photos").rename(tmp_path / "elsewhere")
     with pytest.raises(InfrastructureError, match="Check the disk and the mounts of this machine"):
         photos.source.read_many(["yew/1.png"])
