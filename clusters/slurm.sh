@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # A study on the nodes of one Slurm job: sbatch clusters/slurm.sh --dataset dtd --data-root /mnt/shared/data
-# Arguments are those of tune/search.py. To resume the study, submit the same command again, or requeue the job.
+# Arguments are options of `prometar search`. To resume the study, submit the same command again, or requeue the
+# job.
 #SBATCH --job-name=prometar
 #SBATCH --nodes=2
 # One Ray per node. Run no other Ray on these nodes: `ray stop` at the end stops all of yours.
 #SBATCH --ntasks-per-node=1
 #SBATCH --exclusive
-# All memory of a node. Ray assumes that it can use all, but --exclusive does not allocate it.
+# All memory of a node, because Ray assumes that it can use all. --exclusive alone does not allocate the memory.
 #SBATCH --mem=0
 #SBATCH --cpus-per-task=32
 #SBATCH --gpus-per-node=4
@@ -17,8 +18,8 @@
 #SBATCH --output=prometar-%j.log
 set -euo pipefail
 
-# Change these two. SHARED is a folder that all nodes share and that survives the job. It contains the study.
-# VENV is the environment in which the project is installed (pip install ".[study,cluster]").
+# Set these two variables. SHARED is a folder that all nodes share and that outlives the job. It contains the
+# study. VENV is the virtual environment in which the project is installed (pip install ".[study,cluster]").
 : "${SHARED:=/mnt/shared/prometar}"
 : "${VENV:=$SHARED/venv}"
 
@@ -43,8 +44,8 @@ export RAY_prestart_worker_first_driver=0 # no worker per CPU before there is wo
 export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=300
 
 nodes=$SLURM_JOB_NUM_NODES
-# This runs on the first node, whose name may resolve to 127.0.1.1, which other nodes cannot reach. So use the
-# local address of the route to the last node. Nothing is sent.
+# The script runs on the first node. The name of this node may resolve to 127.0.1.1, which other nodes cannot
+# reach. So the address is that from which the first node would reach the last node. Nothing is sent.
 last=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | tail -n 1)
 head=$(python - "$last" <<'END'
 import socket, sys
@@ -55,18 +56,20 @@ with socket.socket(family, kind) as sock:
 print(f"[{host}]" if ":" in host else host)
 END
 )
-# Consecutive jobs on a node need their own port and folder (/tmp/ray belongs to the first user).
+# Each job has its own port and folder, because an earlier job on the node may still hold its port, and /tmp/ray
+# belongs to the first user of the node.
 address=$head:$((20000 + SLURM_JOB_ID % 10000))
 ray_tmp=/tmp/ray-$SLURM_JOB_ID
-# `ray symmetric-run` counts the nodes of the cluster at this address, by default of the one in /tmp/ray.
+# `ray symmetric-run` counts the nodes of the cluster at this address. The default is the cluster in /tmp/ray.
 export RAY_ADDRESS=$address
-# The status of `ray symmetric-run` is meaningless: 0 if Ray did not start, and on several nodes 1 after success,
-# since it stops the Ray that it is connected to. So a file marks the success of the study.
+# The exit status of `ray symmetric-run` is not that of the study. It is 0 if Ray did not start. On several
+# nodes, it is 1 after success, because the command stops the Ray to which it is connected. So a file marks success.
 succeeded=$SHARED/succeeded-$SLURM_JOB_ID
 rm -f "$succeeded"
 status=0
 
-# The first node is head and worker: an allocation ends as a whole, so a separate head would waste its GPUs.
+# The first node is head and worker. Slurm frees the nodes of a job together, so the GPUs of a separate head would
+# be idle all the time.
 # shellcheck disable=SC2016  # the arguments expand on the first node
 srun --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" \
   ray symmetric-run --address "$address" --min-nodes "$nodes" \
@@ -75,4 +78,10 @@ srun --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 --cpus-per-task="$SL
   -- bash -c 'python "$@" && touch "$0"' "$succeeded" \
   tune/search.py --address "$address" --out "$SHARED/out" "$@" || status=$?
 
-if [ -e "$succeeded" ]; then rm "$succeeded"; else exit $((status ? status : 1)); fi
+if [ -e "$succeeded" ]; then
+  rm "$succeeded"
+elif [ "$status" -ne 0 ]; then
+  exit "$status"
+else
+  exit 1
+fi

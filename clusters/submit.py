@@ -2,8 +2,9 @@
 
     python clusters/submit.py --address http://127.0.0.1:8265 -- python tune/search.py --address auto ...
 
-Options before `--` are those of `ray job submit` (--no-wait, --submission-id, ...). Ray limits uploads
-to 100 MiB, but checks the limit only after packing everything, and does not name the largest entries.
+Options before `--` are those of `ray job submit` (--no-wait, --submission-id, ...). Ray itself limits uploads
+to 100 MiB. But Ray checks this limit only after it has packed everything, and does not name the largest
+entries.
 """
 
 import argparse
@@ -58,7 +59,8 @@ def connection_error(arguments: list[str]) -> str | None:
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--address", default=os.environ.get("RAY_API_SERVER_ADDRESS", ""))
-    address = parser.parse_known_args(arguments)[0].address
+    options, _ = parser.parse_known_args(arguments)
+    address = options.address
     if not address.startswith("http"):
         return None  # missing, or not http: `ray job submit` has its own message
     try:

@@ -2,8 +2,9 @@
 
     python clusters/wait.py --gpus 8 -- python tune/search.py --dataset dtd --address auto ...
 
-The number of concurrent trials is fixed when a study starts. If the cluster has too few CPUs or GPUs at that
-time, too few trials run, or the study fails. This script requests the missing ones from the autoscaler.
+A study plans the CPUs and GPUs per trial when a stage starts, and requests no machines itself. If no GPU has
+joined by then, trials train on CPUs. If no machine is large enough for a trial, the study fails. This script
+requests the missing CPUs and GPUs from the autoscaler.
 """
 
 import argparse
@@ -27,13 +28,18 @@ def wait(wanted: dict[str, int], minutes: float) -> None:
 
     ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
     try:
-        request_resources(bundles=[{kind: 1} for kind, count in wanted.items() for _ in range(count)])
+        bundles: list[dict[str, int]] = []
+        for kind, count in wanted.items():
+            bundles += [{kind: 1}] * count  # bundles of one, so that machines of any size fit
+        request_resources(bundles=bundles)
         deadline = time.monotonic() + minutes * 60
         last_status = ""
-        while missing := {kind: n for kind, n in wanted.items() if ray.cluster_resources().get(kind, 0) < n}:
-            status = ", ".join(
-                f"{ray.cluster_resources().get(kind, 0):g} of {n} {kind}s" for kind, n in missing.items()
-            )
+        while True:
+            available = ray.cluster_resources()
+            missing = [kind for kind, count in wanted.items() if available.get(kind, 0) < count]
+            if not missing:
+                return
+            status = ", ".join(f"{available.get(kind, 0):g} of {wanted[kind]} {kind}s" for kind in missing)
             if time.monotonic() > deadline:
                 raise TimeoutError(f"after {minutes:g} minutes the cluster has {status}")
             if status != last_status:
@@ -41,7 +47,7 @@ def wait(wanted: dict[str, int], minutes: float) -> None:
                 last_status = status
             time.sleep(1)
     finally:
-        request_resources(bundles=[])  # cancel the request, because trials request machines themselves
+        request_resources(bundles=[])  # else the autoscaler would keep the machines after the study has ended
         ray.shutdown()
 
 
@@ -65,12 +71,18 @@ def main() -> NoReturn:
     options = parse(sys.argv[1:])
     if shutil.which(options.command[0]) is None:  # checked before machines are requested
         sys.exit(f"error: no command '{options.command[0]}' on this machine")
-    wanted = {kind: count for kind, count in (("CPU", options.cpus), ("GPU", options.gpus)) if count > 0}
+    wanted: dict[str, int] = {}
+    if options.cpus:
+        wanted["CPU"] = options.cpus
+    if options.gpus:
+        wanted["GPU"] = options.gpus
     try:
         wait(wanted, options.minutes)
     except (TimeoutError, ConnectionError, AuthenticationError) as error:
-        hint = "" if isinstance(error, TimeoutError) else " (does this process have the cluster's token?)"
-        sys.exit(f"error: {str(error).splitlines()[0]}{hint}")
+        message = str(error).splitlines()[0]
+        if not isinstance(error, TimeoutError):
+            message += " (does this process have the cluster's token?)"
+        sys.exit(f"error: {message}")
     except RuntimeError as error:  # the cluster uses a different version of Ray or Python
         sys.exit(f"error: {' '.join(str(error).split())}")
     except KeyboardInterrupt:
