@@ -3,8 +3,8 @@
 Faults of a machine are never results of a job. The job moves to another machine, and the machine is avoided.
 If no machine is left, the dispatcher stops with an error, so that a rerun resumes the job.
 
-Terms of Ray Tune: an *experiment* is one call of `run_jobs`. A *Tune trial* is one attempt to run a job. A
-retried job has several Tune trials. Apart from the name, they have nothing in common with trials of a study.
+Terms of Ray Tune: an *experiment* is one call of `run_jobs`. A *Tune trial* is one attempt to run a job, so a
+retried job has several Tune trials. Trials of a study are always called trials, without "Tune".
 """
 
 from collections import deque
@@ -147,12 +147,12 @@ class Dispatcher:
             return submission.request
 
     def located(self, trial_id: str, machine: str) -> bool:
-        """Record the node ID of the machine on which a trial's worker runs. Return True to stop the trial."""
+        """Record the node ID of a Tune trial's machine. Return True if the Tune trial must stop."""
         self._running[trial_id].machine = machine
         return self._shutdown.requested
 
     def reported(self, trial_id: str, report: EpochReport) -> bool:
-        """Pass the report of an epoch to the observers. Return True if the trial must stop."""
+        """Pass the report of an epoch to the observers. Return True if the Tune trial must stop."""
         submission = self._running[trial_id]
         job = submission.request.job
         is_new_epoch = report.epoch > submission.epoch

@@ -1,7 +1,7 @@
 """Adapters between Ray Tune and the dispatcher: a searcher, a scheduler and a stopper.
 
-Tune calls the searcher for the next trial and at the end of a trial, the scheduler after each report and each
-error, and the stopper regularly.
+Tune calls the searcher to get the next Tune trial, and at the end of each one. It calls the scheduler after
+each report and each error, and the stopper regularly.
 """
 
 from pathlib import Path
@@ -64,7 +64,7 @@ class JobStopper(Stopper):
         self._dispatcher = dispatcher
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        return False  # the scheduler stops single trials
+        return False  # the scheduler stops single Tune trials
 
     def stop_all(self) -> bool:
         return self._dispatcher.must_stop

@@ -11,7 +11,7 @@ from prometar.errors import UserError, one_line
 from prometar.io.files import resolve_path
 from tune.config import ConfirmConfig, Enqueued, StudyConfig
 from tune.records.folder import Records, StudyFolder, read_records
-from tune.records.schema import StudyRecord
+from tune.records.schema import Candidate, StudyRecord
 from tune.space.ranges import Settings
 
 _TOP = ConfirmConfig().top  # number of trials that are taken from a study without a confirmation
@@ -155,5 +155,10 @@ def _candidates(records: Records) -> list[tuple[int, Settings]]:
         return [(trial.number, trial.settings) for trial in best]
     selected = confirmation.selected_candidate
     others = [each for each in confirmation.candidates if each is not selected and not each.is_baseline]
-    others.sort(key=lambda each: -math.inf if each.mean is None else each.mean, reverse=True)
+    others.sort(key=_score, reverse=True)
     return [(each.number, each.settings) for each in (selected, *others)]
+
+
+def _score(candidate: Candidate) -> float:
+    """Return the mean objective of a candidate. Candidates with a failed rerun come last."""
+    return -math.inf if candidate.mean is None else candidate.mean

@@ -193,9 +193,9 @@ def _check_search(config: StudyConfig) -> None:
             build(config.baseline.override(settings))
 
     with convert_errors(search.sampler):
-        make_sampler(search.sampler, search.space, 1, 1)
+        make_sampler(search.sampler, search.space, seed=1, concurrency=1)
     with convert_errors(search.pruner):
-        make_pruner(search, config.max_epochs, 1)
+        make_pruner(search, config.max_epochs, concurrency=1)
 
 
 def _open_dataset(config: StudyConfig, name: str) -> Dataset:
@@ -243,8 +243,8 @@ def require_readable_images(config: StudyConfig, plan: StudyPlan, notify: Callab
     for dataset in plan.datasets:
 
         def report_start(num_images: int, name: str = dataset.name) -> None:
-            images = format_count(num_images, "image")
-            notify(f"Decoding {images} of {name} once, to find corrupt files")
+            count = format_count(num_images, "image")
+            notify(f"Decoding {count} of {name} once, to find corrupt files")
 
         images = _images_of_all_stages(config, dataset)
         errors = unreadable_images(dataset, images, on_start=report_start)
@@ -285,8 +285,8 @@ def inspect_inputs(config: StudyConfig, plan: StudyPlan) -> tuple[dict[str, str]
         Digests by input, and the sizes that determine memory use.
 
     Raises:
-        UserError: the weights are missing, a component fails, a dataset has too few out-of-domain names, or
-            the file `regularizer.texts` lacks a class, or a class text is too long.
+        UserError: the weights are missing, a component fails, a dataset has too few out-of-domain names, the
+            file `regularizer.texts` lacks a class, or a class text is too long.
     """
     backbone = load_backbone(config.baseline.backbone.name, config.baseline.backbone.pretrained)
     check_components(config.baseline, backbone.clip)
@@ -310,7 +310,7 @@ def inspect_inputs(config: StudyConfig, plan: StudyPlan) -> tuple[dict[str, str]
 
 
 def _code_names(config: StudyConfig) -> list[str]:
-    """Return the names (`module:Name`) of all code of the user that the study uses."""
+    """Return the names (`module:Name`) of the user's own classes and functions that the study uses."""
     search = config.search
     names = [search.objective, search.sampler, search.pruner, *search.datasets]
     for key in search.space.ranges:
@@ -321,7 +321,7 @@ def _code_names(config: StudyConfig) -> list[str]:
 def _digests_of_texts(
     config: StudyConfig, backbone: Backbone, splits: Sequence[FewShotSplit]
 ) -> dict[str, str]:
-    """Return the digests of all files of `regularizer.texts`: that of the baseline and searched ones.
+    """Return the digests of the files of `regularizer.texts`, those of the baseline and of the space.
 
     Raises:
         UserError: a file cannot be read or lacks a class, or a text is too long for the backbone.

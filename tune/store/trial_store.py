@@ -263,7 +263,7 @@ class TrialStore:
         duplicates: int = 0,
         sampler: str = "",
     ) -> FrozenTrial:
-        """Sample a trial with an in-memory copy of the study, so that the trial can be stored atomically.
+        """Sample a trial in an in-memory copy of the study. The caller then stores it in a single step.
 
         Args:
             trials: All trials so far.
@@ -275,20 +275,23 @@ class TrialStore:
         sampler = sampler or self._search.sampler
         seed = derive_seed(self._search.seed, len(trials), duplicates)
         with self._convert_errors(sampler):
-            copy = optuna.create_study(
+            study = optuna.create_study(
                 sampler=make_sampler(sampler, self._space, seed, self._concurrency),
                 pruner=self._study.pruner,
                 directions=self._study.directions,
             )
-            copy.add_trials(trials)
+            study.add_trials(trials)
             if fixed is not None:
-                copy.enqueue_trial(dict(fixed))
-            settings = self._space.sample(copy.ask())
+                study.enqueue_trial(dict(fixed))
+            settings = self._space.sample(study.ask())
+
+        # A custom sampler may ignore the ranges.
         for key, value in settings.items():
             allowed = self._space.ranges[key]
             if not allowed.contains(value):
                 raise UserError(f"--sampler {sampler} sampled {key} = {value}, outside {allowed.describe()}.")
-        trial = copy.get_trials()[-1]
+
+        trial = study.get_trials()[-1]  # the sampled one
         trial.set_user_attr(ORIGIN, origin)
         return trial
 
