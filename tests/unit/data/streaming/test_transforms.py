@@ -1,4 +1,4 @@
-"""Image transforms need only Pillow and numpy, are determined by spec and seed, and equal CLIP's in tests."""
+"""Transforms need only Pillow and numpy, depend only on spec and seed, and equal CLIP's in evaluations."""
 
 import io
 import subprocess
@@ -16,6 +16,7 @@ from prometar.errors import WorkError
 
 
 def saved(image: Image.Image | np.ndarray, kind: str = "PNG", **options: object) -> bytes:
+    """Return an image file of the format `kind`. `options`: arguments of `Image.save`."""
     buffer = io.BytesIO()
     if not isinstance(image, Image.Image):
         image = Image.fromarray(image)
@@ -24,6 +25,7 @@ def saved(image: Image.Image | np.ndarray, kind: str = "PNG", **options: object)
 
 
 def encoded(width: int = 70, height: int = 50, mode: str = "RGB", kind: str = "PNG") -> bytes:
+    """Return an image file of the format `kind` with random pixels."""
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return saved(Image.fromarray(pixels).convert(mode), kind)
 
@@ -32,13 +34,15 @@ def encoded(width: int = 70, height: int = 50, mode: str = "RGB", kind: str = "P
 def test_evaluation_equals_clip_resize_and_centre_crop(size: tuple[int, int]) -> None:
     file = encoded(*size)
     bicubic = torchvision_transforms.InterpolationMode.BICUBIC
-    clip = torchvision_transforms.Compose(
-        [torchvision_transforms.Resize(32, interpolation=bicubic), torchvision_transforms.CenterCrop(32)]
-    )
-    want = np.asarray(clip(Image.open(io.BytesIO(file)).convert("RGB")))
-    got = make_image(TransformSpec(32, train=False), file, seed=0)
-    assert got.dtype == np.uint8
-    assert np.array_equal(got, want)
+    resize = torchvision_transforms.Resize(32, interpolation=bicubic)
+    crop = torchvision_transforms.CenterCrop(32)
+    original = Image.open(io.BytesIO(file)).convert("RGB")
+    expected = np.asarray(crop(resize(original)))
+
+    image = make_image(TransformSpec(32, train=False), file, seed=0)
+
+    assert image.dtype == np.uint8
+    assert np.array_equal(image, expected)
 
 
 @given(
@@ -70,8 +74,8 @@ def test_training_crops_are_spread_as_the_scale_says() -> None:
         width = steps_between_outer_pixels * 32 / 31  # there are 31 steps between 32 pixel centres
         squared_widths.append(width**2)
     # A squared width is the crop's area times its aspect ratio (3/4 to 4/3). Areas are from 0.08 to 1.
-    assert 0.04 < min(squared_widths) < 0.1
-    assert 0.4 < np.mean(squared_widths) < 0.62  # (0.08 + 1) / 2 in the mean
+    assert 0.04 < min(squared_widths) < 0.1  # the least area, times an aspect ratio
+    assert 0.4 < np.mean(squared_widths) < 0.62  # the mean area is (0.08 + 1) / 2 = 0.54
 
 
 def flips(scale: tuple[float, float]) -> list[bool]:
@@ -94,7 +98,8 @@ def test_a_seed_flips_alike_whatever_the_crop() -> None:
 
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "1", "CMYK", "I;16"])
 def test_every_mode_becomes_rgb(mode: str) -> None:
-    file = encoded(mode=mode, kind="TIFF" if mode == "CMYK" else "PNG")
+    kind = "TIFF" if mode == "CMYK" else "PNG"  # PNG files cannot contain CMYK
+    file = encoded(mode=mode, kind=kind)
     image = make_image(TransformSpec(16, train=False), file, 0)
     assert image.shape == (16, 16, 3)
 
@@ -106,8 +111,13 @@ def test_palette_with_transparency_is_read_without_a_warning() -> None:
 
 @pytest.mark.parametrize(
     "file",
-    [b"", b"no image", encoded(kind="JPEG")[:300], encoded()[:200], b"%!PS-Adobe-3.0 EPSF-3.0\n"],
-    ids=["empty", "text", "cut jpeg", "cut png", "postscript"],
+    [
+        pytest.param(b"", id="empty"),
+        pytest.param(b"no image", id="text"),
+        pytest.param(encoded(kind="JPEG")[:300], id="cut jpeg"),
+        pytest.param(encoded()[:200], id="cut png"),
+        pytest.param(b"%!PS-Adobe-3.0 EPSF-3.0\n", id="postscript"),
+    ],
 )
 def test_the_error_for_a_broken_image_is_one_line_with_its_path(file: bytes) -> None:
     with pytest.raises(WorkError) as caught:
@@ -122,7 +132,7 @@ def test_the_stream_imports_neither_torch_nor_ray() -> None:
     assert run.stdout.split() == ["False", "False"]
 
 
-WHITE_RATIO = 65535 // 255  # of 16 to 8 bits
+WHITE_RATIO = 65535 // 255  # white in 16 bits, divided by white in 8 bits
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
@@ -130,10 +140,11 @@ def test_16_bit_grey_is_scaled_to_8_bits(kind: str) -> None:
     """Pillow would clip values at 255, which makes the image nearly white."""
     grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
     if kind == "PPM":
-        wide = b"P5 16 16 65535 " + (grey.astype(">u2") * WHITE_RATIO).tobytes()
+        file = b"P5 16 16 65535 " + (grey.astype(">u2") * WHITE_RATIO).tobytes()
     else:
-        wide = saved(grey.astype(np.uint16) * WHITE_RATIO, kind)
-    assert np.array_equal(np.asarray(decode(wide)), np.asarray(decode(saved(grey))))
+        file = saved(grey.astype(np.uint16) * WHITE_RATIO, kind)
+    expected = decode(saved(grey))
+    assert np.array_equal(np.asarray(decode(file)), np.asarray(expected))
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.int32])
@@ -179,16 +190,28 @@ def photo(orientation: int | None) -> bytes:
     return saved(pixels, exif=exif)
 
 
-@pytest.mark.parametrize("orientation", [None, *range(10)])  # 1 to 8 are defined; 0 and 9 are ignored
-def test_exif_rotation_is_applied_if_a_dataset_wants_it(orientation: int | None) -> None:
+# Orientations 1 to 8 are defined. The invalid values 0 and 9 are ignored.
+every_orientation = pytest.mark.parametrize("orientation", [None, *range(10)])
+
+
+@every_orientation
+def test_a_photo_is_decoded_upright_only_if_exif_rotation_is_on(orientation: int | None) -> None:
     file = photo(orientation)
     stored = Image.open(io.BytesIO(file))
-    expected = np.asarray(ImageOps.exif_transpose(stored))
-    assert np.array_equal(np.asarray(decode(file, exif_rotation=True)), expected)
+    upright = ImageOps.exif_transpose(stored)
+    assert np.array_equal(np.asarray(decode(file, exif_rotation=True)), np.asarray(upright))
     assert np.array_equal(np.asarray(decode(file)), np.asarray(stored))
-    for train in (True, False):
-        spec = TransformSpec(16, train, exif_rotation=True)
-        assert np.array_equal(make_image(spec, file, 3), make_image(spec, saved(expected), 3))
+
+
+@every_orientation
+@pytest.mark.parametrize("train", [True, False], ids=["train", "eval"])
+def test_a_transform_with_exif_rotation_treats_a_photo_like_an_upright_image(
+    orientation: int | None, train: bool
+) -> None:
+    file = photo(orientation)
+    upright = saved(ImageOps.exif_transpose(Image.open(io.BytesIO(file))))
+    spec = TransformSpec(16, train, exif_rotation=True)
+    assert np.array_equal(make_image(spec, file, seed=3), make_image(spec, upright, seed=3))
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
@@ -198,15 +221,18 @@ def test_a_photo_with_corrupt_exif_data_is_read() -> None:
 
 
 def test_the_error_for_a_photo_in_heic_format_with_another_suffix_says_what_to_do() -> None:
+    start_of_heic = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
     expected = r"a\.jpg: not an image, but a photo in HEIC format\. Convert it to JPEG\."
     with pytest.raises(WorkError, match=expected):
-        decode(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100), "a.jpg")
+        decode(start_of_heic + bytes(100), "a.jpg")
 
 
 def test_a_second_view_is_another_augmentation_and_leaves_the_first_as_it_is() -> None:
     file = encoded(60, 40)
-    one = make_image(TransformSpec(16, train=True), file, seed=5)
-    two = make_image(TransformSpec(16, train=True, views=2), file, seed=5)
-    assert two.shape == (16, 16, 6)
-    assert np.array_equal(two[..., :3], one)
-    assert not np.array_equal(two[..., 3:], one)
+    single_view = make_image(TransformSpec(16, train=True), file, seed=5)
+
+    two_views = make_image(TransformSpec(16, train=True, views=2), file, seed=5)
+
+    assert two_views.shape == (16, 16, 6)
+    assert np.array_equal(two_views[..., :3], single_view)
+    assert not np.array_equal(two_views[..., 3:], single_view)
