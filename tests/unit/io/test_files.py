@@ -1,6 +1,7 @@
-"""Plain files are read, pipes and devices refused at once, and what cannot be looked at is one line."""
+"""Regular files are read and written atomically. Pipes, devices and bad paths are refused in one line."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,88 +20,124 @@ from tests.support.processes import as_elsewhere
 
 @pytest.fixture
 def pipe(tmp_path: Path) -> Path:
-    """A pipe that nobody writes into: to open it in the usual way waits for ever."""
+    """Pipe that no process writes to. Opening it in the usual way would wait forever."""
     os.mkfifo(tmp_path / "pipe")
     return tmp_path / "pipe"
 
 
-def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path: Path) -> None:
-    """Windows editors write it. Otherwise, it would be part of the first class name of a list."""
+def test_a_byte_order_mark_does_not_belong_to_a_text(tmp_path: Path) -> None:
+    """Windows editors write the mark. It would otherwise be a part of the first class name in a list."""
     (tmp_path / "classes.txt").write_text("oak\nyew\n", "utf-8-sig")
     assert read_text(tmp_path / "classes.txt").splitlines() == ["oak", "yew"]
 
 
+def read_image(file: Path) -> object:
+    return FolderSource(str(file.parent)).read_many([file.name])
+
+
+def read_weights(file: Path) -> object:
+    return load_backbone("mini", str(file))
+
+
+every_special_file = pytest.mark.parametrize(
+    "path", [pytest.param(None, id="pipe"), "/dev/zero", "/dev/null"]
+)
+
+
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("path", [None, "/dev/zero", "/dev/null"])
-def test_pipes_and_devices_are_refused_wherever_files_are_read(path: str | None, pipe: Path) -> None:
-    file = Path(path) if path else pipe
+@every_special_file
+def test_pipes_and_devices_are_not_regular_files(path: str | None, pipe: Path) -> None:
     with pytest.raises(OSError, match="not a regular file"):
-        read_bytes(file)
-    for read in (
-        file_size,
-        read_yaml,
-        read_prompts,
-        load_checkpoint,
-        lambda file: FolderSource(str(file.parent)).read_many([file.name]),
-        lambda file: load_backbone("mini", str(file)),
-    ):
-        with pytest.raises(UserError, match="not a regular file") as caught:
-            read(file)
-        assert str(file) in str(caught.value)
+        read_bytes(Path(path) if path else pipe)
 
 
 @pytest.mark.timeout(120)
-def test_a_pipe_as_a_split_file(own_dtd: Path) -> None:
+@every_special_file
+@pytest.mark.parametrize(
+    "read", [file_size, read_yaml, read_prompts, load_checkpoint, read_image, read_weights]
+)
+def test_pipes_and_devices_are_refused_wherever_files_are_read(
+    path: str | None, pipe: Path, read: Callable[[Path], object]
+) -> None:
+    file = Path(path) if path else pipe
+    with pytest.raises(UserError, match="not a regular file") as caught:
+        read(file)
+    assert str(file) in str(caught.value)
+
+
+@pytest.mark.timeout(120)
+def test_a_pipe_in_place_of_a_split_file_is_refused(own_dtd: Path) -> None:
     (own_dtd / "dtd" / DTD_SPLIT).unlink()
     os.mkfifo(own_dtd / "dtd" / DTD_SPLIT)
     with pytest.raises(UserError, match=r"cannot read .*json: not a regular file"):
         open_dataset("dtd", own_dtd)
+
+
+@pytest.mark.timeout(120)
+def test_a_pipe_in_place_of_a_manifest_is_refused(own_dtd: Path) -> None:
     os.mkfifo(own_dtd / "dtd" / "manifest.json")
     with pytest.raises(InfrastructureError, match=r"manifest.json: .* not a regular file"):
         open_dataset("dtd", own_dtd)
 
 
-def test_where_links_lead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("path", ["circle", "circle/x", "circle/x/../y"])
+def test_a_cycle_of_links_is_refused(tmp_path: Path, path: str) -> None:
     circle = tmp_path / "circle"
-    link = tmp_path / "link"
-    gone = tmp_path / "gone"
     circle.symlink_to(circle)
+    file = tmp_path / path
+    with pytest.raises(UserError, match=rf"cannot resolve {file}: Too many levels of symbolic links\.$"):
+        resolve_path(file)
+
+
+def test_a_link_to_a_missing_folder_is_resolved(tmp_path: Path) -> None:
+    link = tmp_path / "link"
     link.symlink_to("not/there")
-    for path in (circle, circle / "x", circle / "x" / ".." / "y"):
-        with pytest.raises(UserError, match=rf"cannot resolve {path}: Too many levels of symbolic links\.$"):
-            resolve_path(path)
-    assert resolve_path(link / "x") == tmp_path / "not" / "there" / "x"
-    long = tmp_path / ("x" * 300)
-    assert resolve_path(long) == long
-    gone.mkdir()
-    monkeypatch.chdir(gone)
-    assert resolve_path("x") == gone / "x"
-    gone.rmdir()
+    assert resolve_path(link / "x") == tmp_path / "not/there/x"
+
+
+def test_a_name_that_is_too_long_for_the_file_system_is_resolved(tmp_path: Path) -> None:
+    file = tmp_path / ("x" * 300)
+    assert resolve_path(file) == file
+
+
+def test_a_relative_path_needs_a_current_folder_that_exists(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    assert resolve_path("x") == folder / "x"
+
+    folder.rmdir()
     with pytest.raises(UserError, match=r"cannot resolve x: No such file or directory\.$"):
         resolve_path("x")
     assert resolve_path(tmp_path / "x") == tmp_path / "x"
 
 
 @pytest.mark.parametrize("path", [Path("s3://bucket/x"), "s3:/bucket/x", "file:///x", Path("gs://b")])
-def test_a_url_is_no_folder(path: Path | str) -> None:
+def test_a_url_is_not_a_local_path(path: Path | str) -> None:
     with pytest.raises(UserError, match=r"^'\w+:/\.\.\.' is not a local path\. "):
         resolve_path(path)
 
 
-def test_writers_with_one_process_number_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Containers number their processes each by itself, and may write one file of a shared folder."""
+def test_processes_with_the_same_id_do_not_write_to_the_same_temporary_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Processes in two containers may have the same ID, and write to the same file in a shared folder."""
     file = tmp_path / "file"
-    synced = os.fsync
-    other = as_elsewhere("prometar.io.files")
+    other_content = b"content of the other process, which is longer"
+    other_process = as_elsewhere("prometar.io.files")
+    original_fsync = os.fsync
     monkeypatch.setattr(os, "getpid", lambda: 7)
 
-    def amid(handle: int) -> None:
-        synced(handle)
-        monkeypatch.setattr(os, "fsync", synced)
-        other.write_atomically(file, b"the other's, which is longer")
-        assert file.read_bytes() == b"the other's, which is longer"
+    def let_the_other_process_write(descriptor: int) -> None:
+        original_fsync(descriptor)
+        monkeypatch.setattr(os, "fsync", original_fsync)
+        other_process.write_atomically(file, other_content)
+        assert file.read_bytes() == other_content
 
-    monkeypatch.setattr(os, "fsync", amid)
-    write_atomically(file, b"ours")
-    assert file.read_bytes() == b"ours"
+    monkeypatch.setattr(os, "fsync", let_the_other_process_write)
+    write_atomically(file, b"own content")
+
+    assert file.read_bytes() == b"own content"
     assert os.listdir(tmp_path) == ["file"]

@@ -1,7 +1,8 @@
-"""Opening datasets, and what a user is told when something is missing."""
+"""Datasets are opened by name. If something is missing or invalid, the error says what to do."""
 
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,42 +22,57 @@ SPLIT = "split_zhou_DescribableTextures.json"
 
 def test_dtd_keeps_the_split_files_order(small_dtd: Path) -> None:
     dataset = open_dataset("dtd", small_dtd)
-    tree = json.loads((small_dtd / "dtd" / SPLIT).read_text())
+    entries = json.loads((small_dtd / "dtd" / SPLIT).read_text())
     for split, items in dataset.splits.items():
-        assert [[i.path, i.label, i.classname] for i in items] == tree[split]
+        assert [[item.path, item.label, item.classname] for item in items] == entries[split]
     assert dataset.classnames == ("banded", "dotted", "grid", "lined", "porous", "woven")
+
+
+def test_an_image_of_dtd_is_read_from_its_file(small_dtd: Path) -> None:
+    dataset = open_dataset("dtd", small_dtd)
     path = dataset.train[0].path
-    assert dataset.source.read_many([path]) == [(small_dtd / "dtd/images" / path).read_bytes()]
+    content = (small_dtd / "dtd/images" / path).read_bytes()
+    assert dataset.source.read_many([path]) == [content]
 
 
-def test_textures_need_no_root_and_are_rendered(tmp_path: Path) -> None:
+def test_textures_need_no_data_root_and_ignore_it(tmp_path: Path) -> None:
     dataset = open_dataset("textures")
     assert len(dataset.classnames) == 32
     assert open_dataset("textures", tmp_path) == dataset
-    again = pickle.loads(pickle.dumps(dataset.source))
+
+
+def test_a_worker_renders_the_same_textures() -> None:
+    dataset = open_dataset("textures")
+    received_source = pickle.loads(pickle.dumps(dataset.source))
     for item in (dataset.train[0], dataset.val[-1], dataset.test[-1]):
-        first = dataset.source.read_many([item.path])
-        second = again.read_many([item.path])
-        assert first == second
-        spec = TransformSpec(64, train=False)
-        assert make_image(spec, first[0], 0).shape == (64, 64, 3)
+        [image] = dataset.source.read_many([item.path])
+        assert received_source.read_many([item.path]) == [image]
+        assert make_image(TransformSpec(64, train=False), image, seed=0).shape == (64, 64, 3)
 
 
-def test_unknown_name_lists_the_known_ones() -> None:
+def test_the_error_for_an_unknown_name_lists_the_known_names() -> None:
     message = open_error("dtt", None)
-    assert all(name in message for name in ("'dtt'", *BUILT_IN_NAMES))
+    for name in ("'dtt'", *BUILT_IN_NAMES):
+        assert name in message
 
 
-def test_a_missing_root_or_folder_is_named(own_dtd: Path, tmp_path: Path) -> None:
+def test_the_error_without_a_data_root_says_which_folder_it_must_contain() -> None:
     assert "--data-root DIR, the folder that contains dtd/" in open_error("dtd", None)
-    assert str(tmp_path / "no") in open_error("dtd", tmp_path / "no")
-    assert open_error("dtd", Path("data")).endswith("or run `prometar data download dtd`.")
+
+
+def test_the_error_for_a_missing_data_root_names_it_and_the_download(tmp_path: Path) -> None:
+    message = open_error("dtd", tmp_path / "no")
+    assert str(tmp_path / "no") in message
+    assert message.endswith("or run `prometar data download dtd`.")
+
+
+def test_the_error_for_a_missing_dataset_folder_names_it(own_dtd: Path) -> None:
     (own_dtd / "dtd").rename(own_dtd / "moved")
     assert str(own_dtd / "dtd") in open_error("dtd", own_dtd)
 
 
 @pytest.mark.parametrize(
-    ("train", "part"),
+    ("train", "problem"),
     [
         ([], "train: List should have at least 1 item"),
         (3, "train must be a valid array"),
@@ -73,41 +89,53 @@ def test_a_missing_root_or_folder_is_named(own_dtd: Path, tmp_path: Path) -> Non
         ([["a.jpg", 0, "a"], ["b.jpg", 0, "b"]], "both 'a' and 'b'"),
     ],
 )
-def test_a_malformed_split_file_says_where(own_dtd: Path, train: Any, part: str) -> None:
+def test_the_error_for_a_malformed_split_file_names_the_entry(
+    own_dtd: Path, train: Any, problem: str
+) -> None:
     file = own_dtd / "dtd" / SPLIT
     file.write_text(json.dumps({"train": train, "val": [], "test": []}))
     message = open_error("dtd", own_dtd)
     assert f"split file {file}" in message
-    assert part in message
+    assert problem in message
 
 
 @pytest.mark.parametrize("name", ["", "  ", "_", "\u00a0", "\u200b", "a\0b", "a\nb", "\x1b[31m"])
-def test_a_class_name_that_no_prompt_can_hold(own_dtd: Path, tmp_path: Path, name: str) -> None:
+def test_a_class_name_that_cannot_be_used_in_a_prompt_is_refused(
+    own_dtd: Path, tmp_path: Path, name: str
+) -> None:
     file = own_dtd / "dtd" / SPLIT
     file.write_text(file.read_text().replace('"grid"', json.dumps(name)))
-    assert f"calls label 2 {name!a}, which " in open_error("dtd", own_dtd)
-    [problem], _, _ = check("dtd", own_dtd)
-    assert f"calls label 2 {name!a}, which" in problem
+    problem = f"calls label 2 {name!a}, which "
+
+    assert problem in open_error("dtd", own_dtd)
+
+    [list_error], _, _ = check("dtd", own_dtd)
+    assert problem in list_error
+
     with pytest.raises(UserError, match="calls label 2"):
         prepare("dtd", own_dtd, tmp_path / "to")
     assert not (tmp_path / "to").exists()
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("field", "value"),
     [
-        {"train": (Item("a", 0, None),)},  # type: ignore[arg-type]
-        {"train": (Item("a", "0", "a"),)},  # type: ignore[arg-type]
-        {"train": (("a", 0, "a"),)},
-        {"templates": {"photo": "{} {}"}},
-        {"template": None},
+        pytest.param("train", (Item("a", 0, None),), id="no class name"),  # type: ignore[arg-type]
+        pytest.param("train", (Item("a", "0", "a"),), id="label is text"),  # type: ignore[arg-type]
+        pytest.param("train", (("a", 0, "a"),), id="no items"),
+        pytest.param("templates", {"photo": "{} {}"}, id="two places for the class name"),
+        pytest.param("template", None, id="no template"),
     ],
-    ids=str,
 )
-def test_a_custom_loader_returns_items(change: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    fields = {"train": (), "val": (), "test": (), "source": FolderSource("."), "template": "a {}."}
-    found = Dataset("own", "own", **{**fields, **change})
-    monkeypatch.setattr(catalog, "instantiate", lambda *_: lambda root: found)
+def test_an_invalid_field_of_a_custom_dataset_is_refused(
+    field: str, value: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    valid = Dataset("own", "own", train=(), val=(), test=(), source=FolderSource("."), template="a {}.")
+    invalid = replace(valid, **{field: value})
+    monkeypatch.setattr(catalog, "instantiate", lambda name, args: lambda root: invalid)
     assert "own:Loader must return " in open_error("own:Loader", None)
-    monkeypatch.setattr(catalog, "instantiate", lambda *_: lambda root: None)
+
+
+def test_a_custom_loader_that_returns_no_dataset_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalog, "instantiate", lambda name, args: lambda root: None)
     assert "own:Loader must return a Dataset, got NoneType" in open_error("own:Loader", None)

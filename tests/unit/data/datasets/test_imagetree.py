@@ -1,4 +1,4 @@
-"""`--dataset folder`: any tree of image folders, split by its folders or by a stated rule."""
+"""`--dataset folder`: folders of images, which are split by folders or automatically."""
 
 import os
 import random
@@ -22,10 +22,29 @@ from tests.support.copies import write_tree
 from tests.support.texts import ANY
 
 TREE = [
-    f"{split}/{name}/{k}.png" for split in ("train", "val", "test") for name in ("cat", "dog") for k in "12"
+    "train/cat/1.png",
+    "train/cat/2.png",
+    "train/dog/1.png",
+    "train/dog/2.png",
+    "val/cat/1.png",
+    "val/cat/2.png",
+    "val/dog/1.png",
+    "val/dog/2.png",
+    "test/cat/1.png",
+    "test/cat/2.png",
+    "test/dog/1.png",
+    "test/dog/2.png",
 ]
-FLAT = [f"{name}/{k}.jpg" for name in ("oak_tree", "pine", "yew") for k in range(10)]
-FOUR_CLASSES = [f"{name}/{k}.jpg" for name in ("ash", "fir", "oak_tree", "yew") for k in range(10)]
+"""Images in split folders."""
+
+
+def ten_images_each(*names: str) -> list[str]:
+    """Return the paths of images in class folders."""
+    return [f"{name}/{k}.jpg" for name in names for k in range(10)]
+
+
+FLAT = ten_images_each("oak_tree", "pine", "yew")
+FOUR_CLASSES = ten_images_each("ash", "fir", "oak_tree", "yew")
 
 
 def test_split_folders_are_kept_and_need_no_note(tmp_path: Path) -> None:
@@ -62,7 +81,7 @@ def test_half_of_each_class_is_trained_on_and_the_rest_is_val_and_test(tmp_path:
     for split, items in dataset.splits.items():
         counts = Counter(item.classname for item in items)
         assert counts == dict.fromkeys(dataset.classnames, num_per_class[split])
-    assert sorted(item.path for items in dataset.splits.values() for item in items) == sorted(FLAT)
+    assert sorted(item.path for item in dataset.items) == sorted(FLAT)
 
 
 def test_the_note_states_the_shares_of_an_automatic_split(tmp_path: Path) -> None:
@@ -73,22 +92,27 @@ def test_the_note_states_the_shares_of_an_automatic_split(tmp_path: Path) -> Non
 
 def test_an_automatic_split_does_not_change_between_versions(tmp_path: Path) -> None:
     dataset = open_dataset("folder", write_tree(tmp_path, FLAT))
-    # recorded: the results of users depend on this split
-    assert [item.path for item in dataset.test][:3] == ["oak_tree/1.jpg", "oak_tree/8.jpg", "oak_tree/9.jpg"]
+    first_test_paths = [item.path for item in dataset.test[:3]]
+    # These paths are recorded, because the results of users depend on the split.
+    assert first_test_paths == ["oak_tree/1.jpg", "oak_tree/8.jpg", "oak_tree/9.jpg"]
 
 
-@given(st.sets(st.text(ANY, min_size=1), min_size=3, max_size=60), st.integers(0, 99))
-def test_an_automatic_split_is_a_partition_that_does_not_depend_on_the_order_of_paths(
-    paths: set[str], seed: int
-) -> None:
-    parts = split_paths(sorted(paths))
-    assert sorted(path for part in parts.values() for path in part) == sorted(paths)
-    assert len(parts["test"]) == max(1, len(paths) * 3 // 10)
-    assert len(parts["val"]) == max(1, len(paths) // 5)
-    assert parts["train"]
-    shuffled = sorted(paths)
-    random.Random(seed).shuffle(shuffled)
-    assert split_paths(shuffled) == parts
+path_sets = st.sets(st.text(ANY, min_size=1), min_size=3, max_size=60)
+
+
+@given(path_sets)
+def test_an_automatic_split_is_a_partition_with_the_documented_sizes(paths: set[str]) -> None:
+    splits = split_paths(sorted(paths))
+    assert sorted([*splits["train"], *splits["val"], *splits["test"]]) == sorted(paths)
+    assert len(splits["test"]) == max(1, len(paths) * 3 // 10)
+    assert len(splits["val"]) == max(1, len(paths) // 5)
+    assert splits["train"]
+
+
+@given(path_sets, st.integers(0, 99))
+def test_an_automatic_split_does_not_depend_on_the_order_of_paths(paths: set[str], seed: int) -> None:
+    shuffled = random.Random(seed).sample(sorted(paths), len(paths))
+    assert split_paths(shuffled) == split_paths(sorted(paths))
 
 
 def test_the_note_counts_files_without_an_image_suffix_except_hidden_ones(tmp_path: Path) -> None:
@@ -97,7 +121,9 @@ def test_the_note_counts_files_without_an_image_suffix_except_hidden_ones(tmp_pa
     (tmp_path / "train/cat/notes.txt").write_text("")
     write_tree(tmp_path / ".git", ["notes.txt"])
     (tmp_path / "train/cat/.DS_Store").write_text("")
+
     note = open_dataset("folder", tmp_path).note
+
     assert note == "2 files without an image suffix are skipped, such as labels.csv"
     _, _, summary_and_notes = check("folder", tmp_path)
     assert note in summary_and_notes
@@ -127,11 +153,11 @@ def test_base_classes_txt_chooses_the_base_classes(chosen_base: Path) -> None:
 
 
 def test_base_classes_txt_changes_the_digest_so_that_no_study_resumes_with_it(chosen_base: Path) -> None:
-    dataset = open_dataset("folder", chosen_base)
+    chosen = open_dataset("folder", chosen_base)
     (chosen_base / "base_classes.txt").unlink()
     default = open_dataset("folder", chosen_base)
     assert default.base_labels == (0, 1)
-    assert dataset.digest != default.digest
+    assert chosen.digest != default.digest
 
 
 def test_a_study_trains_and_scores_on_the_chosen_base_classes(chosen_base: Path) -> None:
@@ -139,6 +165,7 @@ def test_a_study_trains_and_scores_on_the_chosen_base_classes(chosen_base: Path)
     final = split_dataset("final", dataset, shots=2, seed=1)
     assert final.classnames == ("oak_tree", "yew")
     assert {item.classname for item in final.evaluations["new"]} == {"ash", "fir"}
+
     search = split_dataset("drift", dataset, shots=2, seed=1)
     assert {item.classname for item in search.evaluations["base"]} == {"oak_tree", "yew"}
 
@@ -194,9 +221,8 @@ def test_check_reports_test_images_that_are_trained_on(
 
 
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:
-    dataset = open_dataset(
-        "folder", write_tree(tmp_path, [f"{n}/{k}.jpg" for n in ("train", "ship") for k in "1234"])
-    )
+    write_tree(tmp_path, ten_images_each("train", "ship"))
+    dataset = open_dataset("folder", tmp_path)
     assert dataset.classnames == ("ship", "train")
 
 
@@ -236,10 +262,11 @@ MISTAKES = {
     "class only in train": ([*TREE, "train/eel/1.jpg"], "have different classes, such as 'eel'."),
     "one class, split": ([p for p in TREE if "cat" in p], "{} has only one class folder (cat)"),
     "the same name": (
-        [f"{name}/{k}.jpg" for name in ("Red_Oak", "red oak") for k in "123"],
+        ten_images_each("Red_Oak", "red oak"),
         "{}: the folders 'Red_Oak' and 'red oak' name the same class",
     ),
 }
+"""Paths of images, and the error message for them. In the message, {} stands for the image folder."""
 
 
 @pytest.mark.parametrize(("paths", "message"), MISTAKES.values(), ids=MISTAKES.keys())
