@@ -83,8 +83,8 @@ class Study:
         options: Options of `tune/search.py`, with "_" instead of "-", and `settings` for --set.
 
     Raises:
-        UserError: an option does not exist, a value is invalid, `folder` is given together with `out` or
-            `study`, or a study of `enqueue` does not exist or has no completed trial.
+        UserError: an option does not exist, a value is invalid, or `folder` is given together with `out` or
+            `study`. Also if a study of `enqueue` does not exist or has no completed trial.
 
     Example:
         >>> study = Study("out/mine", dataset="textures", trials=40, settings={"data.shots": 4})
@@ -499,8 +499,8 @@ def _build_config(folder: str | Path | None, options: dict[str, Any]) -> StudyCo
     """Build the configuration from `options`. If there are none, read that of a study in `folder`.
 
     Raises:
-        UserError: `folder` is given together with `out` or `study`, an option does not exist, a value is
-            invalid, or the record of the study is corrupt.
+        UserError: an option does not exist, a value is invalid, `folder` is given together with `out` or
+            `study`, or the study's record is corrupt.
     """
     if folder is None:
         return StudyConfig.of(**options)

@@ -46,8 +46,9 @@ def run_jobs(
 
     Raises:
         KeyboardInterrupt: a signal stopped the jobs. The next call resumes jobs that were running.
-        InfrastructureError: no machine is left that can run a job (data or weights are missing, a disk is
-            full, a GPU is unusable, or workers die), or the database is unusable.
+        InfrastructureError: no machine is left that can run a job, or the database is unusable. A machine
+            cannot run a job if it lacks data or weights, its disk is full, its GPU is unusable, or its
+            workers die.
         WorkError: Ray or Tune failed.
         Exception: any other error raised by `jobs` or an observer, unchanged.
     """

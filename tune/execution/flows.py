@@ -2,8 +2,8 @@
 
 The stages come from a generator. It yields a stage, and is resumed with the failure reasons of the stage's
 jobs once all of them have ended. `complete` runs one such generator, with a call of `run_jobs` per stage.
-A `Flow` wraps a generator for a `FairQueue`, which mixes the jobs of several flows in one call of `run_jobs`,
-so that machines do not wait between stages.
+A `Flow` wraps a generator for a `FairQueue`. The queue mixes the jobs of several flows in one call of
+`run_jobs`, so that machines do not wait between stages.
 """
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence

@@ -29,8 +29,8 @@ from tune.records.schema import EpochReport, RunScore
 class JobTraining:
     """Training of one job. Every epoch is reported in order, even if the checkpoints already contain it.
 
-    If a folder cannot be written, or data or weights cannot be read, methods raise InfrastructureError,
-    because the settings of the job are not at fault.
+    If a folder cannot be written, or data or weights cannot be read, methods raise InfrastructureError. The
+    settings of the job are not at fault.
 
     Args:
         request: The job, its resources and its timeout.

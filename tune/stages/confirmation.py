@@ -1,8 +1,8 @@
 """Confirmation: rerun the best trials and the baseline with fresh seeds, then select one of these trials.
 
 The highest of many noisy scores is biased upward. Fresh seeds, the same for all trials, reduce this bias.
-The reruns train for as many epochs as the final test, because the best settings of short trials may not be
-the best ones of longer runs.
+The reruns train for as many epochs as the final test. The best settings of short trials may not be the best
+ones of longer runs.
 """
 
 from collections.abc import Sequence

@@ -285,8 +285,8 @@ def inspect_inputs(config: StudyConfig, plan: StudyPlan) -> tuple[dict[str, str]
         Digests by input, and the sizes that determine memory use.
 
     Raises:
-        UserError: the weights are missing, a component fails, a dataset has too few out-of-domain names, the
-            file `regularizer.texts` lacks a class, or a class text is too long.
+        UserError: the weights are missing, a component fails, or a dataset has too few out-of-domain names.
+            Also if the file `regularizer.texts` lacks a class, or a class text is too long.
     """
     backbone = load_backbone(config.baseline.backbone.name, config.baseline.backbone.pretrained)
     check_components(config.baseline, backbone.clip)

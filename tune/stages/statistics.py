@@ -5,8 +5,8 @@ final test is analyzed up to four times, after 5, 8, 11 and 15 pairs, with a con
 With error probabilities of 5% each, the analyses would too often detect a difference that does not exist.
 They therefore share the 5% (Bonferroni). In at least 95% of studies, all four intervals contain the true
 difference. So the interval of the last analysis is a *sequential* 95% interval: it holds whenever the test
-stops, and for any reason (Jennison and Turnbull, 1989, "Interim analyses: the repeated confidence interval
-approach").
+stops, and for any reason. Source: Jennison and Turnbull, 1989, "Interim analyses: the repeated confidence
+interval approach".
 
 With several datasets, each seed pair has one difference, the mean over the datasets. The hypothesis is always
 about this mean over the user's datasets. Other datasets may differ from them (`interval_over_datasets`).
@@ -49,9 +49,13 @@ def is_decided(differences: Sequence[float], alpha: float, *, min_relevant: floa
 def min_detectable(differences: Sequence[float], alpha: float) -> float | None:
     """Return the smallest true difference that a two-sided paired t-test detects with probability `POWER`.
 
-    Let delta be the noncentrality for which a noncentral t variable with n - 1 degrees of freedom exceeds the
-    critical value t_{1 - alpha/2} with probability `POWER`. The result is delta s / sqrt(n), where s is the
-    sample standard deviation of the n differences, or None if n < 2.
+    The result is delta s / sqrt(n), or None if n < 2. Here, s is the sample standard deviation of the n
+    differences. A noncentral t variable with n - 1 degrees of freedom and noncentrality delta exceeds the
+    critical value t_{1 - alpha/2} with probability `POWER`.
+
+    Args:
+        differences: Selected minus baseline by seed, in points.
+        alpha: Error probability of the test.
     """
     n = len(differences)
     if n < 2:
