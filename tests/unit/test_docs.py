@@ -21,17 +21,28 @@ from tune.config import StudyConfig
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-PAGES = sorted(
-    [*DOCS.glob("*.md"), *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md"))]
-)
+TOP_PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")]
+PAGES = sorted([*DOCS.glob("*.md"), *TOP_PAGES])
 TEXT = (DOCS / "methods.md").read_text("utf-8")
-ROWS = [
-    [cell.strip() for cell in line.strip("|").split("|")] for line in TEXT.splitlines() if line[:3] == "| `"
-]
-TABLE = {row[0].strip("`"): row for row in ROWS if len(row) == 14}
 ACCEPTED = TEXT.partition("## Combinations that are refused")[0]
 SETTINGS = sorted(set(re.findall(r"`((?:--set [\w.]+=\w[\w.]* ?)+)`", ACCEPTED)))
+"""Settings of docs/methods.md that are documented to work, such as `--set modulator.kind=add`."""
 COMMANDS = re.findall(r"^prometar train (.*?)(?: #.*)?$", TEXT, flags=re.MULTILINE)
+
+
+def published_rows() -> dict[str, dict[str, str]]:
+    """Return the table of published settings in docs/methods.md: cells by method and column."""
+    block = TEXT.partition("<!-- compositions -->")[2].partition("<!-- end -->")[0]
+    lines = [line for line in block.splitlines() if line.startswith("|")]
+    head, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    cells_by_method = {}
+    for row in rows:
+        cells = dict(zip(head, row, strict=True))
+        cells_by_method[cells["method"].strip("`")] = cells
+    return cells_by_method
+
+
+TABLE = published_rows()
 
 
 def test_every_method_has_its_row() -> None:
@@ -39,39 +50,64 @@ def test_every_method_has_its_row() -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_row_is_the_recipe(name: str) -> None:
-    config = configure(name)
-    s = configure(name).flat()
-    _, prompts, adapters, features, logits, regularizer, modulator, inner, query, *more = TABLE[name]
-    averager, optimizer, *numbers = more
-    kind = s["prompts.kind"]
-    r = config.regularizer.kind
-    text_depth = s.get("prompts.text_depth", 1 if kind in ("conditional", "class_aware") else 0)
-    vision_depth = s.get("prompts.vision_depth", 0)
-    assert (f"text {s.get('prompts.text_length')} x {text_depth}" in prompts) == (text_depth > 0)
+def test_a_row_has_the_prompts_of_the_recipe(name: str) -> None:
+    prompts = TABLE[name]["prompts"]
+    settings = configure(name).flat()
+    kind = settings["prompts.kind"]
+
+    # These kinds have text prompts in the first layer only, without a setting for their depth.
+    default_text_depth = 1 if kind in ("conditional", "class_aware") else 0
+    text_depth = settings.get("prompts.text_depth", default_text_depth)
+    text = f"text {settings.get('prompts.text_length')} x {text_depth}"
+    vision_depth = settings.get("prompts.vision_depth", 0)
+    vision = f"vision {settings.get('prompts.vision_length')} x {vision_depth}"
+    assert (text in prompts) == (text_depth > 0)
+    assert (vision in prompts) == (vision_depth > 0)
+
     assert ("by a network whose input is the image" in prompts) == (kind == "conditional")
-    assert (f"vision {s.get('prompts.vision_length')} x {vision_depth}" in prompts) == (vision_depth > 0)
     assert ("coupled" in prompts) == (kind == "coupled")
     assert ("class-aware" in prompts) == (kind == "class_aware")
     assert ("shared space" in prompts) == (kind == "shared")
-    assert (adapters == "-") == (config.adapters.kind == "none")
-    assert features.partition(",")[0].replace("-", "none") == config.features.kind
-    assert logits.partition(" (")[0].replace(" ", "_") == config.logits.kind
-    used = {term: w for term in ("text", "image", "logits") if (w := s.get(f"regularizer.{term}_weight"))}
-    found = re.findall(r"(text|image|logits)(?: (L1|cosine))? \((\d+)\)", regularizer)
-    assert {term: float(weight) for term, _, weight in found} == used
-    assert {each.lower() for term, each, _ in found if term != "logits"} == (
-        {r} if used.keys() - {"logits"} else set()
-    )
-    assert modulator == ("-" if r == "none" else config.modulator.kind)
-    assert averager == config.averager.kind
-    assert inner == ("-" if config.inner.kind == "none" else "SGD, second order")
-    assert query == (
-        "-" if config.task.augmentation == "none" else config.task.augmentation.replace("_", " ")
-    )
-    if not build(config).is_untrained:
-        assert optimizer.partition(",")[0].lower() == config.optim.kind
-        assert [float(n) for n in numbers] == [config.train.epochs, config.train.batch_size, config.optim.lr]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_row_has_the_regularizer_of_the_recipe(name: str) -> None:
+    settings = configure(name).flat()
+    weights: dict[str, float] = {}
+    for term in ("text", "image", "logits"):
+        weight = settings.get(f"regularizer.{term}_weight")
+        if weight:
+            weights[term] = weight
+
+    # For example, "text L1 (50) + image L1 (20) + logits (1)".
+    found = re.findall(r"(text|image|logits)(?: (L1|cosine))? \((\d+)\)", TABLE[name]["regularizer"])
+    assert {term: float(weight) for term, _, weight in found} == weights
+    distances = {distance.lower() for term, distance, _ in found if term != "logits"}
+    has_distance = "text" in weights or "image" in weights
+    assert distances == ({settings["regularizer.kind"]} if has_distance else set())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_row_has_the_other_kinds_of_the_recipe(name: str) -> None:
+    row = TABLE[name]
+    config = configure(name)
+    assert (row["adapters"] == "-") == (config.adapters.kind == "none")
+    assert row["features"].partition(",")[0].replace("-", "none") == config.features.kind
+    assert row["logits"].partition(" (")[0].replace(" ", "_") == config.logits.kind
+    assert row["modulator"] == ("-" if config.regularizer.kind == "none" else config.modulator.kind)
+    assert row["inner loop"] == ("-" if config.inner.kind == "none" else "SGD, second order")
+    assert row["task augmentation"].replace("-", "none").replace(" ", "_") == config.task.augmentation
+    assert row["averager"] == config.averager.kind
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if not build(configure(name)).is_untrained])
+def test_a_row_has_the_training_of_the_recipe(name: str) -> None:
+    row = TABLE[name]
+    config = configure(name)
+    assert row["optimizer"].partition(",")[0].lower() == config.optim.kind
+    assert float(row["epochs"]) == config.train.epochs
+    assert float(row["batch"]) == config.train.batch_size
+    assert float(row["lr"]) == config.optim.lr
 
 
 def test_tables_and_picture_of_compositions_are_current() -> None:
@@ -83,24 +119,32 @@ def test_tables_and_picture_of_compositions_are_current() -> None:
 
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_documented_settings_exist_and_change_the_defaults(setting: str) -> None:
-    config = configure("prometar", parse_assignments([w for w in setting.split() if "=" in w]))
+    config = configure("prometar", parse_assignments(assignments_in(setting.split())))
     assert build(config)
     assert config != configure("prometar")
 
 
 def test_commands_are_configurations() -> None:
-    assert len(COMMANDS) >= 4
+    assert len(COMMANDS) >= 4, "the pattern of COMMANDS no longer fits docs/methods.md"
     for command in COMMANDS:
         words = shlex.split(command)
         method = words[words.index("--method") + 1] if "--method" in words else "prometar"
-        assert build(configure(method, parse_assignments([w for w in words if "=" in w])))
+        assert build(configure(method, parse_assignments(assignments_in(words))))
+
+
+def assignments_in(words: list[str]) -> list[str]:
+    """Return the words of a command that assign a setting, such as `train.epochs=50`."""
+    return [word for word in words if "=" in word]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
 def test_files_that_are_named_are_there(page: Path) -> None:
     text = page.read_text("utf-8")
+
     named = re.findall(r"\b(?:prometar|tune|tests|benchmarks|clusters|examples|docs)/[\w./-]+\.\w+", text)
-    assert [name for name in named if "NAME" not in name and not (ROOT / name).exists()] == []
+    files = [name for name in named if "NAME" not in name]  # NAME is a placeholder, as in recipes/NAME.yaml
+    assert [name for name in files if not (ROOT / name).exists()] == []
+
     tests = {path.name for path in ROOT.glob("tests/**/*.py")}
     assert set(re.findall(r"\btest_\w+\.py", text)) <= tests
 
@@ -119,16 +163,19 @@ def commands(page: Path) -> list[str]:
 def test_commands_have_options_that_exist(page: Path) -> None:
     for command in commands(page):
         words = shlex.split(command)
-        if words[0].startswith("-"):
+        if words[0].startswith("-"):  # options of tune/search.py
             words = ["search", *words]
         leaf = typer.main.get_command(app)
         while isinstance(leaf, TyperGroup):
             leaf = leaf.commands[words.pop(0)]
-        given = leaf.make_context("prometar", words).params
+
+        given = leaf.make_context("prometar", words).params  # refuses options that do not exist
+
         for assignment in given.get("settings") or ():
             key = assignment.partition("=")[0]
-            known = is_setting(key) or ".args." in key or key.partition(".")[0] in StudyConfig.model_fields
-            assert known, command
+            of_component = ".args." in key
+            of_study = key.partition(".")[0] in StudyConfig.model_fields
+            assert is_setting(key) or of_component or of_study, command
 
 
 def test_every_setting_is_explained() -> None:
