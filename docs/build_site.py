@@ -19,15 +19,28 @@ PICTURES = (".png", ".svg", ".webp", ".gif")
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    pages = [path for path in sources() if path.endswith(".md")]
-    guides = [page for page in pages if page.startswith("docs/") and page != "docs/api.md"]
-    rest = [page for page in pages if page not in {*guides, "README.md", "docs/api.md"}]
-    nav = [{"Home": "README.md"}, {"Guides": guides}, {"Examples": GALLERY}, {"Python API": "docs/api.md"}]
-    config.nav = [*nav, {"Project": rest}]
+    """Set the navigation. mkdocs calls this hook after it has read mkdocs.yml."""
+    home = "README.md"
+    api = "docs/api.md"
+    guides = []
+    others = []
+    for path in sources():
+        if not path.endswith(".md") or path in (home, api):
+            continue
+        section = guides if path.startswith("docs/") else others
+        section.append(path)
+    config.nav = [
+        {"Home": home},
+        {"Guides": guides},
+        {"Examples": GALLERY},
+        {"Python API": api},
+        {"Project": others},
+    ]
     return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Replace the files of docs/ by those of `sources` and the gallery. mkdocs calls this hook."""
     site = [file for file in files if file.src_dir != config.docs_dir]  # files of the theme
     included = InclusionLevel.INCLUDED
     for path in sources():
@@ -61,29 +74,41 @@ def _linked(page: Path) -> Iterator[Path]:
 
 def gallery() -> str:
     """Return a page of all examples: description, pictures and code."""
+    content_of = {".py": _script, ".yaml": _recipe, ".ipynb": _notebook}
     shown = ["# Examples\n"]
     for path in sorted(ROOT.glob("examples/*")):
-        if path.suffix in {".py", ".yaml", ".ipynb"}:
-            shown.append(f"## [{path.name}]({path.name})\n")
-            siblings = sorted(path.parent.glob(f"{path.stem}.*"))
-            shown += [f"![{each.name}]({each.name})\n" for each in siblings if each.suffix in PICTURES]
-            shown.append(_notebook(path) if path.suffix == ".ipynb" else _code(path))
+        if path.suffix not in content_of:
+            continue
+        shown.append(f"## [{path.name}]({path.name})\n")
+        for sibling in sorted(path.parent.glob(f"{path.stem}.*")):
+            if sibling.suffix in PICTURES:
+                shown.append(f"![{sibling.name}]({sibling.name})\n")
+        shown.append(content_of[path.suffix](path))
     return "\n".join(shown)
 
 
-def _code(path: Path) -> str:
+def _script(path: Path) -> str:
+    """Return the docstring of a Python example (a description, then commands) and its code, in Markdown."""
     text = path.read_text("utf-8")
-    if path.suffix != ".py":
-        return f"```yaml\n{text}```\n"
-    description, _, commands = (ast.get_docstring(ast.parse(text)) or "").partition("\n\n")
-    code = text.split('"""', 2)[2].strip()
+    docstring = ast.get_docstring(ast.parse(text)) or ""
+    description, _, commands = docstring.partition("\n\n")
+    code = text.split('"""', 2)[2].strip()  # what follows the docstring
     return f"{description}\n\n```\n{commands}\n```\n\n```python\n{code}\n```\n"
 
 
+def _recipe(path: Path) -> str:
+    """Return a YAML example in Markdown."""
+    return f"```yaml\n{path.read_text('utf-8')}```\n"
+
+
 def _notebook(path: Path) -> str:
+    """Return the cells of a notebook, without outputs, in Markdown."""
+    notebook = json.loads(path.read_text("utf-8"))
     shown = []
-    for cell in json.loads(path.read_text("utf-8"))["cells"]:
+    for cell in notebook["cells"]:
         text = "".join(cell["source"])
-        code = cell["cell_type"] == "code"
-        shown.append(f"```python\n{text}\n```\n" if code else text.replace("# ", "### ", 1) + "\n")
+        if cell["cell_type"] == "code":
+            shown.append(f"```python\n{text}\n```\n")
+        else:
+            shown.append(text.replace("# ", "### ", 1) + "\n")  # headings below that of the example
     return "\n".join(shown)

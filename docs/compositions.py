@@ -37,8 +37,12 @@ def prompts_text(s: ConfigData) -> str:
     """Describe the prompts, given all settings by dotted key."""
     kind = s["prompts.kind"]
     if kind == "none":
-        texts = {"template": "the dataset's own template", "init": f"`{s['prompts.init']} {{}}.`"}
-        return f"{NONE} ({texts.get(s['prompts.frozen_text'], '60 templates')})"
+        texts = {
+            "template": "the dataset's own template",
+            "init": f"`{s['prompts.init']} {{}}.`",
+            "ensemble": "60 templates",
+        }
+        return f"{NONE} ({texts[s['prompts.frozen_text']]})"
     if kind == "shared":
         layers = _layers(s["prompts.layers"])
         return f"{s['prompts.length']} tokens per tower from one shared space, {layers}"
@@ -81,11 +85,11 @@ def regularizer_text(s: ConfigData) -> str:
     if s["regularizer.kind"] == "none":
         return NONE
     distance = s["regularizer.kind"].replace("l1", "L1").replace("l2", "L2")
-    terms = [
-        f"{name} {distance} ({s[f'regularizer.{name}_weight']:g})"
-        for name in ("text", "image")
-        if s[f"regularizer.{name}_weight"]
-    ]
+    terms = []
+    for name in ("text", "image"):
+        weight = s[f"regularizer.{name}_weight"]
+        if weight:
+            terms.append(f"{name} {distance} ({weight:g})")
     if s["regularizer.logits_weight"]:
         terms.append(f"logits ({s['regularizer.logits_weight']:g})")
     text = " + ".join(terms)
@@ -111,11 +115,11 @@ def augmentation_text(s: ConfigData) -> str:
 
 def optimizer_text(s: ConfigData) -> str:
     name = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW"}[s["optim.kind"]]
-    factors = [
-        f"{section} lr x {s[f'optim.{section}_lr_factor']:g}"
-        for section in ("prompts", "adapters", "features", "logits")
-        if s[f"optim.{section}_lr_factor"] != 1
-    ]
+    factors = []
+    for section in ("prompts", "adapters", "features", "logits"):
+        factor = s[f"optim.{section}_lr_factor"]
+        if factor != 1:
+            factors.append(f"{section} lr x {factor:g}")
     return ", ".join([name, *factors])
 
 
@@ -248,11 +252,8 @@ _PLAIN = {"cosine", "add", "last", "sgd"}
 def labels_of(config: Config) -> dict[str, str]:
     """Return the label of each component of a method, by column. "" for those that do nothing."""
     s = config.flat()
-    used = [
-        name
-        for name in ("text", "image", "logits")
-        if s["regularizer.kind"] != "none" and s[f"regularizer.{name}_weight"]
-    ]
+    terms = ("text", "image", "logits") if s["regularizer.kind"] != "none" else ()
+    used = [term for term in terms if s[f"regularizer.{term}_weight"]]
     towers = [tower for tower in ("text", "vision") if s.get(f"prompts.{tower}_depth")]
     prompts = " + ".join(towers) if s["prompts.kind"] == "independent" else s["prompts.kind"]
     labels = {
@@ -269,9 +270,9 @@ def labels_of(config: Config) -> dict[str, str]:
     }
     if used == ["logits"]:
         labels["regularizer"] = "logits"
-    return {
-        name: "" if label in ("none", NONE) else label.replace("_", " ") for name, label in labels.items()
-    }
+    for name, label in labels.items():
+        labels[name] = "" if label in ("none", NONE) else label.replace("_", " ")
+    return labels
 
 
 def picture() -> str:
