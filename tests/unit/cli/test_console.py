@@ -1,4 +1,4 @@
-"""No error leaves a command: each is one line, and what its frames hold is let go of."""
+"""Commands report errors in one line, release what an error holds, and refuse options that have no effect."""
 
 import io
 import os
@@ -21,12 +21,15 @@ from prometar.errors import UserError
 
 
 def run(command: Callable[[], object]) -> int:
+    """Run a function as a command. Return its exit status."""
     app = typer.Typer()
     app.command()(command)
     return run_cli(app, [])
 
 
-def said(capsys: pytest.CaptureFixture[str], error: BaseException) -> tuple[int, str]:
+def report_of(error: BaseException, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    """Return the exit status of a command that raises an error, and what it prints on stderr."""
+
     def command() -> None:
         raise error
 
@@ -37,48 +40,73 @@ def said(capsys: pytest.CaptureFixture[str], error: BaseException) -> tuple[int,
 @pytest.mark.parametrize(
     ("error", "status", "line"),
     [
-        (UserError("wrong\nin two lines"), 2, "error: wrong in two lines\n"),
-        (PermissionError(13, "Permission denied", "a/b"), 1, "error: Permission denied: a/b\n"),
-        (MemoryError(), 1, "error: Out of memory.\n"),
-        (torch.OutOfMemoryError("CUDA out of memory. More."), 1, "error: CUDA out of memory. More.\n"),
-        (
+        pytest.param(
+            UserError("wrong\nin two lines"), 2, "error: wrong in two lines\n", id="message with two lines"
+        ),
+        pytest.param(
+            PermissionError(13, "Permission denied", "a/b"),
+            1,
+            "error: Permission denied: a/b\n",
+            id="error of the system",
+        ),
+        pytest.param(MemoryError(), 1, "error: Out of memory.\n", id="memory"),
+        pytest.param(
+            torch.OutOfMemoryError("CUDA out of memory. More."),
+            1,
+            "error: CUDA out of memory. More.\n",
+            id="memory of the GPU",
+        ),
+        pytest.param(
             torch.AcceleratorError("CUDA error: device(s) busy or unavailable\nSearch for `cudaError'"),
             1,
             "error: CUDA error: device(s) busy or unavailable\n",
+            id="GPU in use",
         ),
-        (
+        pytest.param(
             RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `a`"),
             1,
             "error: CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `a`\n",
+            id="GPU library",
         ),
-        (KeyboardInterrupt(), 130, "error: Interrupted. Rerun the same command to resume.\n"),
-        (
+        pytest.param(
+            KeyboardInterrupt(),
+            130,
+            "error: Interrupted. Rerun the same command to resume.\n",
+            id="interrupt",
+        ),
+        pytest.param(
             TypeError("an int\nmore"),
             1,
             "error: Unexpected TypeError: an int. Please report it with the traceback "
             "(PROMETAR_TRACEBACK=1).\n",
+            id="unexpected error",
         ),
-        (RecursionError(), 1, "error: Unexpected RecursionError. Please"),
-        (UserError("name \ud800"), 2, "error: name \\ud800\n"),
-        (UserError("red \x1b[31m\r"), 2, "error: red \\x1b[31m\\r\n"),
+        pytest.param(
+            RecursionError(),
+            1,
+            "error: Unexpected RecursionError. Please",
+            id="unexpected error without a message",
+        ),
+        pytest.param(UserError("name \ud800"), 2, "error: name \\ud800\n", id="unpaired surrogate"),
+        pytest.param(UserError("red \x1b[31m\r"), 2, "error: red \\x1b[31m\\r\n", id="control characters"),
     ],
 )
 def test_every_error_is_one_line(
     error: BaseException, status: int, line: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found, text = said(capsys, error)
+    found, text = report_of(error, capsys)
     assert found == status
     assert text.startswith(line)
     assert text.count("\n") == 1
 
 
 def test_the_error_of_a_truncated_file_is_not_an_interruption(capsys: pytest.CaptureFixture[str]) -> None:
-    status, text = said(capsys, EOFError("marshal data too short"))
+    status, text = report_of(EOFError("marshal data too short"), capsys)
     assert status == 1
     assert text.lstrip().startswith("error: Unexpected EOFError: marshal data too short. Please report it")
 
 
-def test_sigterm_is_an_interrupt_from_a_commands_first_moment_on(capsys: pytest.CaptureFixture[str]) -> None:
+def test_sigterm_interrupts_a_command_whatever_the_handler_was(capsys: pytest.CaptureFixture[str]) -> None:
     before = signal.getsignal(signal.SIGTERM)
     signal.signal(signal.SIGTERM, lambda *_: None)
     try:
@@ -88,18 +116,19 @@ def test_sigterm_is_an_interrupt_from_a_commands_first_moment_on(capsys: pytest.
     assert capsys.readouterr().err == "error: Interrupted. Rerun the same command to resume.\n"
 
 
-def test_a_mistake_of_ours_shows_where_it_came_from(
+def test_the_traceback_of_an_unexpected_error_is_shown_on_request(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(console.TRACEBACK_VARIABLE, "1")
-    assert "Traceback" in said(capsys, TypeError("x"))[1]
+    _, text = report_of(TypeError("x"), capsys)
+    assert "Traceback" in text
 
 
 @pytest.mark.parametrize("kind", [UserError, TypeError])
 def test_a_stream_that_an_error_has_left_open_is_closed_at_once(kind: type[Exception]) -> None:
-    """Later Ray would be down, and the end of a stream of its would start another one."""
-    closed = []
-    kept = []
+    """A stream of Ray Data that is closed only after Ray has shut down would start Ray again."""
+    closed: list[bool] = []
+    kept: list[Exception] = []
 
     def stream() -> Iterator[int]:
         try:
@@ -111,45 +140,59 @@ def test_a_stream_that_an_error_has_left_open_is_closed_at_once(kind: type[Excep
     def command() -> None:
         for _ in stream():
             error = kind("broken")
-            kept.append(error)  # as whoever looks at the last error later
+            kept.append(error)  # the error, whose frames hold the stream, outlives the command
             raise error
 
     assert run(command) in (1, 2)
     assert closed == [True]
 
 
-def test_names_are_printed_where_only_ascii_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_are_escaped_if_the_terminal_prints_only_ascii(monkeypatch: pytest.MonkeyPatch) -> None:
     raw = io.BytesIO()
     monkeypatch.setattr("sys.stdout", io.TextIOWrapper(raw, encoding="ascii"))
     assert run(lambda: print("Größe")) == 0
     assert raw.getvalue() == b"Gr\\xf6\\xdfe\n"
 
 
-def test_a_reader_that_has_gone(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_closed_pipe_ends_a_command_without_a_message(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     reading, writing = os.pipe()
     os.close(reading)
-    with open(writing, "w") as gone:
-        monkeypatch.setattr("sys.stdout", gone)
+    with open(writing, "w") as closed_pipe:
+        monkeypatch.setattr("sys.stdout", closed_pipe)
+        # More than the buffer holds, so that the command itself writes to the pipe.
         assert run(lambda: print("x" * 100_000)) == 1
     assert capsys.readouterr().err == ""
 
 
-def test_output_to_a_full_disk(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_output_to_a_full_disk_fails_with_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     with open("/dev/full", "w") as full:
         monkeypatch.setattr("sys.stdout", full)
         assert run(lambda: print("x")) == 1
+        # Closing the file writes its buffer, which would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())
     assert capsys.readouterr().err == "error: No space left on device\n"
 
 
 @pytest.mark.parametrize("group", [[], ["data"]], ids=["prometar", "data"])
-def test_a_group_of_commands_shows_its_help(group: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    """In lines, with the whole first sentence of each command in 80 columns."""
-    from prometar.cli.app import main
-
+def test_help_shows_the_whole_first_sentence_of_each_command(
+    group: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main([*group, "--help"]) == 0
+    commands = capsys.readouterr().out.split("Commands:\n")[1]
+    assert "..." not in commands  # typer cuts sentences that do not fit
+
+
+@pytest.mark.parametrize("group", [[], ["data"]], ids=["prometar", "data"])
+def test_a_group_without_a_command_shows_its_help_on_stderr(
+    group: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    main([*group, "--help"])
     shown = capsys.readouterr().out
-    assert "..." not in shown.split("Commands:\n")[1]
+
     assert main(group) == 2
     assert capsys.readouterr() == ("", shown)
 
@@ -159,42 +202,60 @@ def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"prometar {__version__}\n"
 
 
-TRAIN_MISTAKES = {
-    "a folder without a configuration": (
-        ["--config", "{}"],
-        "--config {} is a folder. Pass a file, such as best.yaml",
-    ),
-    "a study's folder": (["--config", "{}/study"], "is a folder. Pass --config {}/study/best.yaml."),
-    "the default dataset": (["--data-root", "{}"], "--data-root does not apply to cells, whose images are"),
-    "a rendered dataset": (
-        ["--dataset", "textures", "--data-root", "{}"],
-        "own images, add --dataset folder.",
-    ),
-}
-
-
-@pytest.mark.parametrize(("args", "message"), TRAIN_MISTAKES.values(), ids=TRAIN_MISTAKES.keys())
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        pytest.param(
+            ["--config", "{}"],
+            "--config {} is a folder. Pass a file, such as best.yaml",
+            id="folder without a configuration",
+        ),
+        pytest.param(
+            ["--config", "{}/study"],
+            "is a folder. Pass --config {}/study/best.yaml.",
+            id="folder of a study",
+        ),
+        pytest.param(
+            ["--data-root", "{}"],
+            "--data-root does not apply to cells, whose images are",
+            id="data root of the default dataset",
+        ),
+        pytest.param(
+            ["--dataset", "textures", "--data-root", "{}"],
+            "own images, add --dataset folder.",
+            id="data root of a rendered dataset",
+        ),
+    ],
+)
 def test_a_mistake_in_the_command_train_says_what_to_do(
     args: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """`{}` stands for a folder that contains the folder of a study."""
     (tmp_path / "study").mkdir()
     (tmp_path / "study/best.yaml").write_text("")
+
     assert main(["train", *(arg.format(tmp_path) for arg in args)]) == 2
     assert message.format(tmp_path) in capsys.readouterr().err
 
 
 def test_an_unknown_objective_is_refused_without_importing_torch() -> None:
     """The import takes seconds."""
-    code = (
-        "import sys; from prometar.cli.app import main; "
-        "print(main(['train', '--objective', 'nothing']), 'torch' in sys.modules)"
-    )
+    code = """
+import sys
+from prometar.cli.app import main
+status = main(["train", "--objective", "nothing"])
+print(status, "torch" in sys.modules)
+"""
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert process.stdout.split() == ["2", "False"]
     assert "nothing" in process.stderr
 
 
-@pytest.mark.parametrize("command", [["evaluate", ".", "--dataset", "cells"], ["data", "check", "cells"]])
+@pytest.mark.parametrize(
+    "command",
+    [["evaluate", ".", "--dataset", "cells"], ["data", "check", "cells"]],
+    ids=["evaluate", "data check"],
+)
 def test_a_data_root_that_a_command_would_ignore_is_refused(
     command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -219,7 +280,10 @@ def test_set_accepts_several_values_and_may_be_repeated(monkeypatch: pytest.Monk
         raise UserError("stopped before training")
 
     monkeypatch.setattr("prometar.run_folder.train_run", stop)
-    values = ["--set", "train.epochs=3", "optim.lr=0.5", "--dataset", "cells", "--set", "data.shots=2"]
-    assert main(["train", *values]) == 2
-    [config] = trained
-    assert (config.train.epochs, config.optim.lr, config.data.shots) == (3, 0.5, 2)
+    options = ["--set", "train.epochs=3", "optim.lr=0.5", "--dataset", "cells", "--set", "data.shots=2"]
+    assert main(["train", *options]) == 2
+
+    (config,) = trained
+    assert config.train.epochs == 3
+    assert config.optim.lr == 0.5
+    assert config.data.shots == 2

@@ -1,4 +1,6 @@
-"""Paired differences: values worked out by hand, and properties that hold for any figures."""
+"""Paired differences: values computed by hand, and properties that hold for any scores."""
+
+from itertools import product
 
 import pytest
 from hypothesis import given
@@ -7,47 +9,78 @@ from scipy.stats import ttest_rel
 
 from prometar.comparison.paired import EVERY_SEED, Difference, Results, compare, holm
 
-Nested = dict[str, dict[str, dict[str, dict[int, float]]]]
+ScoresBySeed = dict[int, float]
+MutableResults = dict[str, dict[str, dict[str, ScoresBySeed]]]
+"""`Results` that can be changed: scores by method, dataset, metric and seed."""
 
 
-def one(results: Results, reference: str = "a") -> dict[str, Difference]:
+def compare_h(results: Results, reference: str = "a") -> dict[str, Difference]:
+    """Return the differences in H by method."""
     found, _ = compare(results, reference=reference, metrics=["H"])
     return {difference.method: difference for difference in found}
 
 
-def results_of(**figures: dict[str, dict[int, float]]) -> Nested:
-    """By method: dataset: seed: H."""
-    return {m: {d: {"H": seeds} for d, seeds in sets.items()} for m, sets in figures.items()}
+def results_of(**h_by_method: dict[str, ScoresBySeed]) -> MutableResults:
+    """Return results with the metric H only, given H by method, dataset and seed."""
+    results: MutableResults = {}
+    for method, by_dataset in h_by_method.items():
+        results[method] = {dataset: {"H": by_seed} for dataset, by_seed in by_dataset.items()}
+    return results
 
 
-def test_several_datasets_by_hand() -> None:
-    found = one(
-        results_of(
-            a={"dtd": {1: 60.0, 2: 62.0}, "pets": {1: 90.0, 2: 91.0}, "ucf": {1: 70.0, 2: 71.0}},
-            b={"dtd": {2: 65.0, 1: 61.0}, "pets": {1: 90.0, 2: 91.0}, "ucf": {1: 69.0, 2: 66.0}},
-            c={"dtd": {1: 70.0, 2: 72.0}, "pets": {1: 95.0, 2: 96.0}, "ucf": {1: 71.0, 2: 72.0}},
-        )
-    )
-    b = found["b"]
-    c = found["c"]
+THREE_DATASETS = results_of(
+    a={"dtd": {1: 60.0, 2: 62.0}, "pets": {1: 90.0, 2: 91.0}, "ucf": {1: 70.0, 2: 71.0}},
+    b={"dtd": {2: 65.0, 1: 61.0}, "pets": {1: 90.0, 2: 91.0}, "ucf": {1: 69.0, 2: 66.0}},
+    c={"dtd": {1: 70.0, 2: 72.0}, "pets": {1: 95.0, 2: 96.0}, "ucf": {1: 71.0, 2: 72.0}},
+)
+
+
+def test_scores_are_paired_by_dataset_and_seed() -> None:
+    b = compare_h(THREE_DATASETS)["b"]
     assert b.by_dataset == {"dtd": (1.0, 3.0), "pets": (0.0, 0.0), "ucf": (-1.0, -5.0)}
-    assert (b.values, b.unit) == ((2.0, 0.0, -3.0), "datasets")
-    assert (c.values, c.p, c.p_holm) == ((10.0, 5.0, 1.0), 0.25, 0.5)
-    assert (b.p, b.p_holm) == (1.0, 1.0), "ranks 1 and 2 of opposite signs"
-    expected = ttest_rel([71.0, 95.5, 71.5], [61.0, 90.5, 70.5]).confidence_interval()
-    assert c.interval is not None
-    assert (c.interval.low, c.interval.high) == pytest.approx((expected.low, expected.high))
 
 
-def test_a_single_dataset_is_over_seeds() -> None:
-    b = one(results_of(a={"dtd": {1: 60.0, 2: 62.0, 3: 61.0}}, b={"dtd": {1: 61.0, 2: 64.0, 3: 64.0}}))["b"]
-    expected = ttest_rel([61.0, 64.0, 64.0], [60.0, 62.0, 61.0]).confidence_interval()
-    assert (b.unit, b.values, b.p, b.p_holm) == ("seeds", (1.0, 2.0, 3.0), None, None)
-    assert b.interval is not None
-    assert (b.interval.low, b.interval.high) == pytest.approx((expected.low, expected.high))
+def test_values_over_several_datasets_are_means_of_seeds() -> None:
+    found = compare_h(THREE_DATASETS)
+    assert found["b"].values == (2.0, 0.0, -3.0)
+    assert found["c"].values == (10.0, 5.0, 1.0)
+    assert found["b"].unit == "datasets"
 
 
-def test_the_rest_is_paired_and_what_is_missing_is_noted() -> None:
+def test_p_values_over_datasets_are_corrected_for_the_number_of_methods() -> None:
+    found = compare_h(THREE_DATASETS)
+    # All three differences of c are positive. Those of b have the ranks 1 and 2 with opposite signs.
+    assert found["c"].p == 0.25
+    assert found["c"].p_holm == 0.5
+    assert found["b"].p == 1.0
+    assert found["b"].p_holm == 1.0
+
+
+def test_the_interval_over_datasets_is_that_of_a_paired_t_test() -> None:
+    interval = compare_h(THREE_DATASETS)["c"].interval
+    means_of_c = [71.0, 95.5, 71.5]
+    means_of_a = [61.0, 90.5, 70.5]
+    expected = ttest_rel(means_of_c, means_of_a).confidence_interval()
+    assert interval is not None
+    assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high))
+
+
+def test_differences_on_a_single_dataset_are_summarized_over_seeds() -> None:
+    a = {1: 60.0, 2: 62.0, 3: 61.0}
+    b = {1: 61.0, 2: 64.0, 3: 64.0}
+    difference = compare_h(results_of(a={"dtd": a}, b={"dtd": b}))["b"]
+    assert difference.unit == "seeds"
+    assert difference.values == (1.0, 2.0, 3.0)
+    assert difference.p is None
+    assert difference.p_holm is None
+
+    expected = ttest_rel(list(b.values()), list(a.values())).confidence_interval()
+    interval = difference.interval
+    assert interval is not None
+    assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high))
+
+
+def test_runs_without_a_counterpart_are_left_out_and_noted() -> None:
     results = results_of(
         a={"dtd": {1: 60.0, 2: 99.0}, "pets": {1: 80.0}, "ucf": {1: 70.0}},
         b={"dtd": {1: 61.0, 3: 0.0}, "pets": {2: 0.0}, "ucf": {1: 72.0}},
@@ -66,60 +99,85 @@ def test_the_rest_is_paired_and_what_is_missing_is_noted() -> None:
     ]
 
 
-def test_a_method_that_trains_nothing_is_paired_with_every_seed() -> None:
-    zero = {EVERY_SEED: 50.0}
-    more = {EVERY_SEED: 51.0}
-    results = results_of(a={"dtd": {1: 60.0, 2: 62.0}}, zero={"dtd": zero}, more={"dtd": more})
-    found, notes = compare(results, reference="a", metrics=["H"])
+UNTRAINED = results_of(
+    a={"dtd": {1: 60.0, 2: 62.0}},
+    zero={"dtd": {EVERY_SEED: 50.0}},
+    more={"dtd": {EVERY_SEED: 51.0}},
+)
+
+
+def test_a_method_without_training_is_paired_with_every_seed() -> None:
+    found, notes = compare(UNTRAINED, reference="a", metrics=["H"])
     assert not notes
     assert found[0].values == (-10.0, -12.0)
-    alone = one(results, "zero")["more"]
-    assert (alone.values, alone.interval) == ((1.0,), None), "one figure has no spread"
 
 
-percents = st.integers(0, 10_000).map(lambda n: n / 100)
+def test_two_methods_without_training_have_one_difference_and_no_interval() -> None:
+    difference = compare_h(UNTRAINED, "zero")["more"]
+    assert difference.values == (1.0,)
+    assert difference.interval is None
+
+
 METHODS = ("a", "b", "c")
 DATASETS = ("dtd", "pets", "ucf", "cars")
 SEEDS = (1, 2)
+PAIRS = tuple(product(DATASETS, SEEDS))
+percents = st.integers(0, 10_000).map(lambda hundredths: hundredths / 100)
 
 
-def table(figures: list[float | None]) -> Nested:
-    """Distribute figures by dataset, method and seed. The remaining ones are missing."""
-    results: Nested = {method: {} for method in METHODS}
-    places = [(d, m, s) for d in DATASETS for m in METHODS for s in SEEDS]
-    for (dataset, method, seed), value in zip(places, figures, strict=False):
-        if value is not None:
-            results[method].setdefault(dataset, {"H": {}})["H"][seed] = value
+def results_from(scores: list[float | None]) -> MutableResults:
+    """Return results with these scores, which are assigned by dataset, method and seed.
+
+    None is a missing run. If there are fewer scores than runs, the remaining runs are missing, too.
+    """
+    results: MutableResults = {method: {} for method in METHODS}
+    for (dataset, method, seed), score in zip(product(DATASETS, METHODS, SEEDS), scores, strict=False):
+        if score is not None:
+            results[method].setdefault(dataset, {"H": {}})["H"][seed] = score
     return results
 
 
-tables = st.lists(st.none() | percents, min_size=6, max_size=24).map(table)
+any_results = st.lists(st.none() | percents, min_size=6, max_size=24).map(results_from)
 
 
-@given(tables, st.lists(percents, min_size=8, max_size=8))
-def test_order_and_difficulty_do_not_matter(results: Nested, shifts: list[float]) -> None:
-    there = one(results, "a")
-    back = one(results, "b")
-    assert ("b" in there) == ("a" in back)
-    if "b" in there:
-        b = there["b"]
-        a = back["a"]
-        assert b.by_dataset == {d: tuple(-x for x in values) for d, values in a.by_dataset.items()}
-        assert b.p == a.p
-    by_pair = dict(zip([(d, s) for d in DATASETS for s in SEEDS], shifts, strict=True))
-    harder = {
-        m: {d: {"H": {s: v + by_pair[d, s] for s, v in c["H"].items()}} for d, c in sets.items()}
-        for m, sets in results.items()
-    }
-    after = one(harder)
-    assert there.keys() == after.keys()
-    for method, difference in there.items():
-        other = after[method]
-        assert other.values == pytest.approx(difference.values, abs=1e-9)
-        assert other.p == difference.p
+@given(any_results)
+def test_exchanging_method_and_reference_changes_only_the_sign(results: MutableResults) -> None:
+    of_a = compare_h(results, "a")
+    of_b = compare_h(results, "b")
+    assert ("b" in of_a) == ("a" in of_b)
+    if "b" in of_a:
+        negated = {
+            dataset: tuple(-value for value in values) for dataset, values in of_b["a"].by_dataset.items()
+        }
+        assert of_a["b"].by_dataset == negated
+        assert of_a["b"].p == of_b["a"].p
 
 
-def test_holm_by_hand() -> None:
-    # Sorted .005 .01 .03 .04 times 4 3 2 1: .02 .03 .06 .04, and none below its predecessor.
+@given(any_results, st.lists(percents, min_size=len(PAIRS), max_size=len(PAIRS)))
+def test_a_shift_of_all_methods_on_a_dataset_and_seed_has_no_effect(
+    results: MutableResults, shifts: list[float]
+) -> None:
+    shift_of_pair = dict(zip(PAIRS, shifts, strict=True))
+    shifted: MutableResults = {}
+    for method, by_dataset in results.items():
+        shifted[method] = {}
+        for dataset, by_metric in by_dataset.items():
+            by_seed = {seed: score + shift_of_pair[dataset, seed] for seed, score in by_metric["H"].items()}
+            shifted[method][dataset] = {"H": by_seed}
+
+    before = compare_h(results)
+    after = compare_h(shifted)
+    assert before.keys() == after.keys()
+    for method, difference in before.items():
+        assert after[method].values == pytest.approx(difference.values, abs=1e-9)
+        assert after[method].p == difference.p
+
+
+def test_holms_correction_equals_values_computed_by_hand() -> None:
+    # The sorted p-values 0.005, 0.01, 0.03 and 0.04 times 4, 3, 2 and 1 are 0.02, 0.03, 0.06 and 0.04. The
+    # last product is raised to 0.06, because corrected values never decrease.
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+
+
+def test_holms_correction_stays_at_most_1_and_skips_missing_values() -> None:
     assert holm([0.6, None, 0.7]) == [1.0, None, 1.0]

@@ -14,7 +14,13 @@ from prometar.methods.composition import KINDS
 def test_a_resolved_tree_selects_a_kind_in_every_section(method: str) -> None:
     tree = resolve({"method": method})
     assert tree.keys() == {"method", *SECTIONS}
-    assert all(tree[section][kinds.field] in kinds.built_in for section, kinds in KINDS.items())
+    for section, kinds in KINDS.items():
+        assert tree[section][kinds.field] in kinds.built_in
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_resolving_a_resolved_tree_changes_nothing(method: str) -> None:
+    tree = resolve({"method": method})
     assert resolve(tree) == tree
     assert Config(**tree) == Config(method=method)
 
@@ -29,6 +35,7 @@ def test_given_settings_win_over_the_recipe_which_wins_over_the_default_kinds() 
 def test_another_kind_drops_the_settings_that_it_lacks() -> None:
     tree = resolve({"method": "mmrl", "prompts": {"kind": "coupled", "text_depth": 3}})
     assert tree["prompts"] == {"kind": "coupled", "text_depth": 3}
+
     changed = overridden(tree, {"prompts.kind": "none", "prompts.text_depth": 4})
     assert changed["prompts"] == {"kind": "none"}
     assert changed["optim"] == tree["optim"]
@@ -53,10 +60,19 @@ def test_a_tree_that_names_a_recipe_file_must_be_complete() -> None:
         resolve(whole)
 
 
-def test_unknown_methods_and_settings_are_refused() -> None:
+def test_an_unknown_method_is_refused() -> None:
     with pytest.raises(UserError, match="Unknown method 'maple2'"):
         resolve({"method": "maple2"})
+
+
+def test_an_unknown_setting_is_refused_with_the_settings_of_its_section() -> None:
     with pytest.raises(UserError, match=r"Unknown setting 'optim\.speed'\. Settings of optim: lr, "):
         overridden(resolve({}), {"optim.speed": 1})
+
+
+def test_a_recipe_contains_only_the_published_settings() -> None:
     assert recipe("coop").settings["optim"] == {"lr": 0.002}
+
+
+def test_the_kind_of_a_task_is_selected_by_its_augmentation() -> None:
     assert kind_field("task") == "augmentation"
