@@ -1,4 +1,4 @@
-"""A run's folder: what a run writes there, and what it leaves alone."""
+"""The folder of a run: which files a run writes, resumes from, or refuses to overwrite."""
 
 import hashlib
 import json
@@ -35,44 +35,64 @@ from tests.support.own import write_parts
 
 @pytest.fixture
 def config(small_dtd: Path) -> Config:
+    """A fast run, because zero-shot trains nothing."""
     values = {"data.name": "dtd", "data.root": str(small_dtd), "data.shots": 1, "train.epochs": 1}
     return configure("zero-shot", values)
 
 
 @pytest.mark.parametrize(
-    ("files", "said"),
+    ("files", "problem"),
     [
         ({"study.yaml": "x"}, "contains a study"),
         ({"config.yaml": "# mine\noptim: {lr: 0.1}"}, "config.yaml belongs to another run"),
         ({"result.json": "{}"}, "result.json belongs to another run"),
         ({"config.yaml": "# mine", "result.json": "{}"}, "config.yaml belongs to another run"),
     ],
+    ids=["study", "configuration", "result", "configuration and result"],
 )
-def test_another_folder_is_kept(files: dict[str, str], said: str, config: Config, tmp_path: Path) -> None:
+def test_the_folder_of_a_study_or_of_another_run_is_refused_and_unchanged(
+    files: dict[str, str], problem: str, config: Config, tmp_path: Path
+) -> None:
     for name, text in files.items():
         (tmp_path / name).write_text(text)
-    with pytest.raises(UserError, match=f"{said}. Choose another folder with --out"):
+
+    with pytest.raises(UserError, match=f"{problem}. Choose another folder with --out"):
         run_folder.train_run(config, tmp_path)
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == files
 
 
-def test_a_run_goes_on_in_its_own_folder(config: Config, tmp_path: Path) -> None:
-    """Also one that was stopped before its first checkpoint, or lost it."""
+def test_a_run_that_was_stopped_before_its_first_checkpoint_is_trained(
+    config: Config, tmp_path: Path
+) -> None:
     (tmp_path / "config.yaml").write_text(dump_config(config))
+    run_folder.train_run(config, tmp_path)
+    assert (tmp_path / "result.json").is_file()
+
+
+def test_the_result_of_a_finished_run_is_kept(config: Config, tmp_path: Path) -> None:
     first = run_folder.train_run(config, tmp_path)
-    elsewhere = read_result(tmp_path).model_copy(update={"cpus": 2.5})
-    (tmp_path / "result.json").write_text(elsewhere.model_dump_json())
+    # Results of studies contain the allocated CPUs, which a run that is not part of a study does not know.
+    of_study = read_result(tmp_path).model_copy(update={"cpus": 2.5})
+    (tmp_path / "result.json").write_text(of_study.model_dump_json())
+
     assert run_folder.train_run(config, tmp_path) == first
-    assert read_result(tmp_path) == elsewhere
+    assert read_result(tmp_path) == of_study
+
+
+@pytest.mark.parametrize("has_corrupt_result", [False, True], ids=["intact result", "corrupt result"])
+def test_a_run_that_lost_its_checkpoint_is_repeated(
+    has_corrupt_result: bool, config: Config, tmp_path: Path
+) -> None:
+    first = run_folder.train_run(config, tmp_path)
     (tmp_path / "checkpoint.safetensors").unlink()
-    assert run_folder.train_run(config, tmp_path)["base"] == first["base"]
-    (tmp_path / "result.json").write_text("{")
-    (tmp_path / "checkpoint.safetensors").unlink()
+    if has_corrupt_result:
+        (tmp_path / "result.json").write_text("{")
+
     assert run_folder.train_run(config, tmp_path)["base"] == first["base"]
 
 
-def test_a_result_of_other_images_is_left_alone(config: Config, tmp_path: Path) -> None:
-    """As of a study's last round, which keeps no checkpoint: a configuration does not tell on what it ran."""
+def test_the_result_of_another_objective_is_refused_and_unchanged(config: Config, tmp_path: Path) -> None:
+    """Without a checkpoint, only the result shows the objective, which the configuration does not contain."""
     run_folder.train_run(config, tmp_path, objective="base_val")
     (tmp_path / "checkpoint.safetensors").unlink()
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
@@ -210,8 +230,10 @@ def test_a_second_run_in_the_same_folder_is_refused(config: Config, tmp_path: Pa
 
 def test_a_folder_in_the_place_of_a_lock_is_named(tmp_path: Path) -> None:
     (tmp_path / "lock").mkdir()
-    said = rf"^cannot write {tmp_path}/lock: Is a directory\. Rename or move the folder that has this name\.$"
-    with pytest.raises(InfrastructureError, match=said), lock_folder(tmp_path, "the run"):
+    message = (
+        rf"^cannot write {tmp_path}/lock: Is a directory\. Rename or move the folder that has this name\.$"
+    )
+    with pytest.raises(InfrastructureError, match=message), lock_folder(tmp_path, "the run"):
         pytest.fail("the lock was taken")
 
 

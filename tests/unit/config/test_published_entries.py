@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from prometar.cli.app import main
-from prometar.config.recipes import METHODS, describe_entries, recipe, require_datasets
+from prometar.config.recipes import METHODS, Protocol, describe_entries, recipe, require_datasets
 from prometar.config.settings import Config, configure, dump_config, load_config
 from prometar.errors import UserError
 
@@ -19,22 +19,38 @@ by:
 
 @pytest.fixture
 def own(tmp_path: Path) -> str:
+    """Path of a recipe file with two entries."""
     path = tmp_path / "own.yaml"
     path.write_text(OWN)
     return str(path)
 
 
-def test_entries_apply_in_order_after_the_recipe_and_before_other_settings(own: str) -> None:
-    on_cells = {"data.name": "cells", "data.shots": 4}
-    assert configure(own, on_cells).optim.lr == 0.1
-    assert configure(own, on_cells, protocol="base-to-new").optim.lr == 0.3
-    few_shot = configure(own, on_cells, protocol="few-shot")
-    assert (few_shot.optim.lr, few_shot.train.epochs) == (0.3, 7)
-    assert few_shot.modulator.model_dump() == {"kind": "constant", "value": 0.25}
+ON_CELLS = {"data.name": "cells", "data.shots": 4}
+"""A run that matches the second entry of `own` and, in the protocol few-shot, also the first."""
+
+
+def test_without_a_protocol_no_entry_applies(own: str) -> None:
+    assert configure(own, ON_CELLS).optim.lr == 0.1
+
+
+def test_only_entries_that_match_the_run_apply(own: str) -> None:
+    assert configure(own, ON_CELLS, protocol="base-to-new").optim.lr == 0.3
     textures = configure(own, {"data.name": "textures"}, protocol="few-shot")
-    assert (textures.optim.lr, textures.modulator.selected_kind) == (0.2, "add")
-    given = configure(own, on_cells, {"--set": {"optim.lr": 0.5}}, protocol="few-shot")
-    assert (given.optim.lr, given.train.epochs) == (0.5, 7)
+    assert textures.optim.lr == 0.2
+    assert textures.modulator.selected_kind == "add"
+
+
+def test_later_entries_win(own: str) -> None:
+    few_shot = configure(own, ON_CELLS, protocol="few-shot")
+    assert few_shot.optim.lr == 0.3
+    assert few_shot.train.epochs == 7
+    assert few_shot.modulator.model_dump() == {"kind": "constant", "value": 0.25}
+
+
+def test_given_settings_win_over_entries(own: str) -> None:
+    given = configure(own, ON_CELLS, {"--set": {"optim.lr": 0.5}}, protocol="few-shot")
+    assert given.optim.lr == 0.5
+    assert given.train.epochs == 7
 
 
 def test_dataset_and_shots_may_be_given_with_set(own: str) -> None:
@@ -47,7 +63,8 @@ def test_a_written_configuration_is_complete_and_gets_no_entries_again(tmp_path:
     path = tmp_path / "config.yaml"
     path.write_text(dump_config(config))
     assert load_config(path) == config
-    assert (config.regularizer.text_weight, config.regularizer.image_weight) == (1.0, 6.0)
+    assert config.regularizer.text_weight == 1.0
+    assert config.regularizer.image_weight == 6.0
 
 
 @pytest.mark.parametrize(
@@ -69,13 +86,44 @@ def test_a_written_configuration_is_complete_and_gets_no_entries_again(tmp_path:
 )
 def test_mmrl_has_its_published_weight_on_each_dataset(dataset: str, weight: float, dim: int) -> None:
     config = configure("mmrl", {"data.name": dataset}, protocol="base-to-new")
-    assert (config.regularizer.text_weight, config.regularizer.image_weight) == (weight, weight)
+    assert config.regularizer.text_weight == weight
+    assert config.regularizer.image_weight == weight
     assert config.prompts.dim == dim
-    steps = (config.train.epochs, config.train.batch_size)
-    assert steps == ((5, 32) if dataset == "imagenet" else (10, 4))
     few_shot = configure("mmrl", {"data.name": dataset}, protocol="few-shot")
-    assert few_shot.train.epochs == (5 if dataset == "imagenet" else 50)
     assert few_shot.regularizer == config.regularizer
+
+
+DATASETS_WITH_EQUAL_EPOCHS = (
+    "stanford_cars",
+    "fgvc_aircraft",
+    "sun397",
+    "dtd",
+    "food101",
+    "oxford_flowers",
+    "ucf101",
+    "caltech101",
+    "oxford_pets",
+    "eurosat",
+    "cells",
+)
+"""Datasets on which MMRL is trained for equally many epochs."""
+
+
+@pytest.mark.parametrize("dataset", DATASETS_WITH_EQUAL_EPOCHS)
+@pytest.mark.parametrize(("protocol", "epochs", "batch_size"), [("base-to-new", 10, 4), ("few-shot", 50, 32)])
+def test_mmrl_has_its_published_epochs_and_batch_size(
+    dataset: str, protocol: Protocol, epochs: int, batch_size: int
+) -> None:
+    config = configure("mmrl", {"data.name": dataset}, protocol=protocol)
+    assert config.train.epochs == epochs
+    assert config.train.batch_size == batch_size
+
+
+@pytest.mark.parametrize("protocol", ["base-to-new", "few-shot"])
+def test_mmrl_has_fewer_epochs_on_imagenet_in_both_protocols(protocol: Protocol) -> None:
+    config = configure("mmrl", {"data.name": "imagenet"}, protocol=protocol)
+    assert config.train.epochs == 5
+    assert config.train.batch_size == 32
 
 
 @pytest.mark.parametrize(("shots", "epochs"), [(1, 50), (2, 100), (4, 100), (8, 200), (16, 200)])
@@ -248,7 +296,7 @@ def test_a_recipe_that_no_run_can_use_is_refused_as_in_train(
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "own.yaml"
     path.write_text(f"settings: {settings}\n")
-    messages = []
+    messages: list[str] = []
     for command in (["train", "--method", str(path)], ["methods", str(path)]):
         assert main(command) == 2
         captured = capsys.readouterr()
