@@ -22,6 +22,7 @@ from tune.search import main
 ROOT = Path(__file__).parents[2]
 LR = {"optim.lr": {"type": "float", "low": 1e-4, "high": 0.1, "log": True}}
 RATES = Space.model_validate({"name": "rates", "ranges": LR})
+"""Space that a study samples learning rates from."""
 CASES: list[tuple[list[str], dict[str, Any]]] = [
     ([], {}),
     (
@@ -41,6 +42,7 @@ CASES: list[tuple[list[str], dict[str, Any]]] = [
         {"space": Path("rates.yaml"), "enqueue": Path("mine.yaml"), "method": "coop", "max_hours": 0.5},
     ),
 ]
+"""Options of the command line, and the same options in Python."""
 
 
 @pytest.fixture
@@ -76,23 +78,37 @@ def test_a_study_without_options_is_the_one_in_the_folder(tmp_path: Path) -> Non
     assert Study(moved).folder.path == moved
 
 
-def test_defaults_of_embedded_and_other_datasets() -> None:
-    small = StudyConfig.of()
-    large = StudyConfig.of(dataset="dtd", data_root="data")
-    published = configure("prometar").train.epochs
-    assert (small.search.trials, small.baseline.train.epochs, small.baseline.backbone.name) == (24, 5, "mini")
-    assert (large.search.trials, large.baseline.train.epochs) == (40, published)
-    assert (large.baseline.backbone.name, large.baseline.backbone.pretrained) == (
-        "ViT-B-16-quickgelu",
-        "openai",
-    )
-    assert small.test.epochs == large.test.epochs == published
+PUBLISHED_EPOCHS = configure("prometar").train.epochs
+
+
+def test_studies_of_rendered_datasets_are_small_by_default() -> None:
+    config = StudyConfig.of()
+    assert config.search.trials == 24
+    assert config.baseline.train.epochs == 5
+    assert config.baseline.backbone.name == "mini"
+    assert config.test.epochs == PUBLISHED_EPOCHS
+
+
+def test_studies_of_benchmarks_have_the_published_epochs_and_backbone_by_default() -> None:
+    config = StudyConfig.of(dataset="dtd", data_root="data")
+    assert config.search.trials == 40
+    assert config.baseline.train.epochs == PUBLISHED_EPOCHS
+    assert config.baseline.backbone.name == "ViT-B-16-quickgelu"
+    assert config.baseline.backbone.pretrained == "openai"
+    assert config.test.epochs == PUBLISHED_EPOCHS
+
+
+def test_a_study_with_one_benchmark_has_the_default_trials_of_benchmarks() -> None:
     assert StudyConfig.of(dataset=["textures", "dtd"]).search.trials == 40
+
+
+def test_given_epochs_are_the_maximum_of_a_trial() -> None:
     assert StudyConfig.of(epochs=3).max_epochs == 3
-    assert (small.search.pruner, StudyConfig.of(goals=["objective", "seconds"]).search.pruner) == (
-        "percentile",
-        "none",
-    )
+
+
+def test_trials_are_pruned_by_default_unless_there_are_several_goals() -> None:
+    assert StudyConfig.of().search.pruner == "percentile"
+    assert StudyConfig.of(goals=["objective", "seconds"]).search.pruner == "none"
 
 
 def test_seeds_of_the_stages_are_disjoint() -> None:
@@ -149,10 +165,13 @@ def test_settings_of_several_datasets(started: list[StudyConfig]) -> None:
     assert main(["--dataset", "dtd", "eurosat", "--seeds-per-trial", "2", "--seed", "4"]) == 0
     (config,) = started
     assert config.name == "dtd-eurosat"
-    run = config.run_config(
-        {"optim.lr": 0.5, "train.epochs": 2}, dataset="eurosat", seed=9, final_epochs=True
-    )
-    assert (run.data.name, run.train.seed, run.optim.lr, run.train.epochs) == ("eurosat", 9, 0.5, 2)
+
+    settings = {"optim.lr": 0.5, "train.epochs": 2}
+    run = config.run_config(settings, dataset="eurosat", seed=9, final_epochs=True)
+    assert run.data.name == "eurosat"
+    assert run.train.seed == 9
+    assert run.optim.lr == 0.5
+    assert run.train.epochs == 2
 
 
 def test_the_baseline_has_the_published_settings_of_each_dataset() -> None:

@@ -26,7 +26,14 @@ def write(
     joint: dict[str, float] | None = None,
     **accuracies: float,
 ) -> Path:
-    """A finished run's folder, as far as a comparison reads it."""
+    """Write the folder of a finished run, with only what a comparison reads. Return the folder.
+
+    Args:
+        data: Digest of the dataset.
+        weights: Digest of the weights.
+        joint: Accuracies among base and new classes together.
+        accuracies: Accuracies in percent by evaluation set.
+    """
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(dump_config(config))
     result = {
@@ -48,10 +55,12 @@ def write(
 
 
 def config_of(method: str, seed: int = 1, dataset: str = "dtd", **settings: Any) -> Config:
+    """Return the published settings of a method, with other values for dotted keys."""
     return configure(method, {"data.name": dataset, "train.seed": seed, **settings})
 
 
 GAIN = {"coop": {"dtd": 1.0, "eurosat": -3.0}, "prometar": {"dtd": 2.0, "eurosat": 2.0}}
+"""Points by which runs in `grid` are above a common accuracy, by method and dataset."""
 NEW_CLASSES_LOSS = 10.0
 """Points by which accuracy on new classes is below that on base classes, in `grid`."""
 
@@ -68,7 +77,7 @@ def h_of(gain: float, seed: int) -> float:
 
 
 def grid(out: Path, *, seeds: tuple[int, ...] = (1, 2)) -> Path:
-    """Both methods on both datasets, in folders of folders."""
+    """Write runs of the methods and datasets of `GAIN`, each in a folder of its own. Return `out`."""
     for method, gains in GAIN.items():
         for dataset, gain in gains.items():
             for seed in seeds:
@@ -112,7 +121,7 @@ def error_of(run_compare: RunCompare, *args: object) -> str:
     return outcome.err
 
 
-def test_runs_below_folders(run_compare: RunCompare, tmp_path: Path) -> None:
+def test_runs_below_folders_are_compared_once(run_compare: RunCompare, tmp_path: Path) -> None:
     out = grid(tmp_path / "out")
     table = tmp_path / "pairs.csv"
     for _ in range(2):  # the second comparison replaces the table of the first
@@ -185,7 +194,7 @@ def test_many_different_settings_are_numbered_and_listed_once(
         assert f"{key}={value}" in note
 
 
-def test_runs_that_are_not_comparable(run_compare: RunCompare, tmp_path: Path) -> None:
+def test_runs_that_are_not_comparable_are_refused(run_compare: RunCompare, tmp_path: Path) -> None:
     out = grid(tmp_path / "out", seeds=(1,))
     later = write(tmp_path / "later", config_of("ivlp", 5), base=50.0, new=50.0)
     assert "No run shares its dataset and seed with a run of coop" in error_of(
@@ -194,17 +203,17 @@ def test_runs_that_are_not_comparable(run_compare: RunCompare, tmp_path: Path) -
     assert "all runs use coop" in error_of(run_compare, out / "coop")
     again = write(tmp_path / "again", config_of("coop"), base=50.0, new=50.0)
     assert f"{out}/coop/dtd-1 and {again} share dataset and seed" in error_of(run_compare, out, again)
-    whole = write(tmp_path / "all", config_of("vpt"), objective="all_classes", all=50.0)
-    assert "differ in objectives" in error_of(run_compare, out, whole)
+    all_classes = write(tmp_path / "all", config_of("vpt"), objective="all_classes", all=50.0)
+    assert "differ in objectives" in error_of(run_compare, out, all_classes)
 
 
-@pytest.mark.parametrize(("of", "what"), [("data", "images or classes"), ("weights", "weights")])
-def test_one_name_for_two_things_is_rejected(
-    of: str, what: str, run_compare: RunCompare, tmp_path: Path
+@pytest.mark.parametrize(("digest_of", "aspect"), [("data", "images or classes"), ("weights", "weights")])
+def test_runs_with_other_data_or_weights_of_the_same_name_are_refused(
+    digest_of: str, aspect: str, run_compare: RunCompare, tmp_path: Path
 ) -> None:
     for method, digest in (("coop", "a"), ("prometar", "b")):
-        write(tmp_path / method, config_of(method), base=60.0, new=50.0, **{of: digest})
-    expected = f"{tmp_path}/coop and {tmp_path}/prometar differ in {what}. Pass comparable runs."
+        write(tmp_path / method, config_of(method), base=60.0, new=50.0, **{digest_of: digest})
+    expected = f"{tmp_path}/coop and {tmp_path}/prometar differ in {aspect}. Pass comparable runs."
     assert expected in error_of(run_compare, tmp_path)
 
 
@@ -216,8 +225,12 @@ def test_folders_of_images_are_different_datasets(run_compare: RunCompare, tmp_p
     assert "2 datasets" in run_compare(tmp_path).out
 
 
-@pytest.mark.parametrize("change", [{"accuracies": {"base": 1e999}}, {"classnames": 3}, None])
-def test_a_corrupt_record_is_rejected(
+@pytest.mark.parametrize(
+    "change",
+    [{"accuracies": {"base": 1e999}}, {"classnames": 3}, None],
+    ids=["infinite accuracy", "class names that are a number", "not JSON"],
+)
+def test_a_corrupt_result_is_refused_and_no_table_is_written(
     change: dict[str, Any] | None, run_compare: RunCompare, tmp_path: Path
 ) -> None:
     out = grid(tmp_path / "out", seeds=(1,))
@@ -233,7 +246,7 @@ def test_a_corrupt_record_is_rejected(
     assert not table.exists()
 
 
-def test_folders_without_runs(run_compare: RunCompare, tmp_path: Path) -> None:
+def test_folders_without_finished_runs_are_refused(run_compare: RunCompare, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert "no finished run found" in error_of(run_compare, tmp_path / "empty")
     assert "no finished run found" in error_of(run_compare, tmp_path / "nowhere")
@@ -253,11 +266,13 @@ def study(
     seeds: tuple[int, ...] = (1, 2, 3),
     dataset: str = "dtd",
 ) -> Path:
-    """A finished study.
+    """Write the folder of a finished study. Return the folder.
 
     Args:
         lr: The selected learning rate. None if the default settings were selected.
         gain: Points that the selected learning rate gains.
+        seeds: Seeds of the final test.
+        dataset: Name of the dataset.
     """
     default = config_of("prometar", 1, dataset)
     selected = default
@@ -358,7 +373,10 @@ def test_studies_of_different_datasets_are_refused(run_compare: RunCompare, tmp_
 
 
 def reproduction(folder: Path, gain: float, *, lr: float = 0.002, seeds: tuple[int, ...] = (1, 2)) -> Path:
-    """A folder of `prometar reproduce` with two methods."""
+    """Write a folder of `prometar reproduce` with two methods and two datasets. Return the folder.
+
+    CoOp gains `gain` points, and IVLP twice as many.
+    """
     for method in ("coop", "ivlp"):
         for dataset in ("dtd", "eurosat"):
             for seed in seeds:
@@ -419,7 +437,7 @@ def test_the_correction_counts_all_methods_of_both_folders(run_compare: RunCompa
     assert p_values == [["0.500", "1.000"], ["0.500", "1.000"]], "p, and p corrected for two methods"
 
 
-def test_folders_of_reproduce_with_different_methods_are_compared_as_before(
+def test_folders_of_reproduce_with_different_methods_are_compared_by_method(
     run_compare: RunCompare, tmp_path: Path
 ) -> None:
     for method in ("coop", "vpt"):
