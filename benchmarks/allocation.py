@@ -1,28 +1,32 @@
-"""Compare search spaces, and ways to spend the same number of runs on a search, replayed and for real.
+"""Compare search spaces, and plans: ways to spend about the same number of runs on a search.
+
+Replay recorded runs:
 
     python benchmarks/allocation.py [--replays 4000] [--doc docs/measurements.md]
-    PYTHONPATH=benchmarks python benchmarks/allocation.py --train [--sets cells ...] [--out DIR]  # hours
 
-With --train, Ray's workers import the datasets `suite:...`, so `benchmarks` must be on PYTHONPATH.
+Run real searches first, for hours. Ray's workers import the datasets `suite:...`, so `benchmarks` must be on
+PYTHONPATH:
+
+    PYTHONPATH=benchmarks python benchmarks/allocation.py --train [--sets cells ...] [--out DIR]
 
 Replays train nothing. `objectives.json` and `photographs.json` record 25 settings with three seeds each on
-five datasets: the search score, and H on test images. Means over the three seeds still contain noise, so they
-are shrunk towards the mean over all settings. A replay draws settings from these means, each with a small
-random shift (smoothed bootstrap). The score of a run is the mean of its settings plus noise, whose standard
-deviation is that between the recorded seeds. The plan then decides which settings are selected. The default
-settings are the first trial and always a candidate. The gain is the mean test H of the selected settings
-minus that of the default settings. `space_full.json` and `space_recipe.json` record the same for two other
-spaces.
+five datasets: the search score, and H (harmonic mean of base and new accuracy) on test images. Means over the
+three seeds still contain noise, so they are shrunk towards the mean over all settings. A replay draws
+settings from these means, each with a small random shift (smoothed bootstrap). The score of a run is the mean
+of its settings plus noise, whose standard deviation is that between the recorded seeds. The plan then decides
+which settings are selected. The default settings are the first trial and always a candidate. The gain is the
+mean test H of the selected settings minus that of the default settings. `space_full.json` and
+`space_recipe.json` record the same for two other spaces.
 
-Half of five epochs is 2.5. So for trials of half the epochs, epoch 5 of recorded learning curves
+One plan has trials of half the epochs. Half of five epochs is 2.5, so epoch 5 of recorded learning curves
 (`curves.json`) is predicted from the mean of epochs 2 and 3. The error of this prediction is added to the
 scores of these trials.
 
 Real searches: each development dataset is searched twice, with 30 trials of five epochs and with 40 trials of
 three epochs. A plan with fewer trials uses the first ones. Plans share confirmation runs, which have as many
 epochs as the trials. Selected and default settings are then trained for ten epochs, the published number, and
-tested with the same three fresh seeds. The results are in `allocation.json`. Rerun the same command to
-resume.
+tested with the same three fresh seeds. The file `allocation.json` contains the results. Rerun the same
+command to resume.
 """
 
 import argparse
@@ -50,7 +54,10 @@ EVIDENCE = Path(__file__).with_suffix(".json")
 SEED = 7000
 TEST_SEEDS = (SEED + 501, SEED + 502, SEED + 503)
 FILES = ("objectives.json", "photographs.json")
+"""Files with the runs from which plans are compared."""
+
 SPACE_FILES = ("objectives.json", "space_full.json", "space_recipe.json")
+"""Files with the runs of one space each."""
 
 
 class Stage(NamedTuple):
@@ -58,7 +65,10 @@ class Stage(NamedTuple):
 
     The default settings are one of the settings of the first stage, and are added to those of later stages.
 
-    `epoch_share`: fraction of the epochs of a trial.
+    Args:
+        num_settings: Number of settings.
+        num_seeds: Number of seeds of each setting.
+        epoch_share: Length of a run as a fraction of the epochs of a trial.
     """
 
     num_settings: int
@@ -96,9 +106,13 @@ def cost_in_runs(plan: Sequence[Stage]) -> float:
 
 
 class Model(NamedTuple):
-    """Expected score and test H of each setting of a dataset, and the noise (SD) of a run's score.
+    """Expected results of each setting on a dataset. The default settings come first.
 
-    `correlation`: of expected scores and test H, over random settings.
+    Args:
+        scores: Expected score of each setting.
+        tests: Expected H of each setting on test images.
+        noise: Standard deviation of the score of a run around the expected score.
+        correlation: Correlation of the scores and `tests` over random settings.
     """
 
     scores: Floats
@@ -123,8 +137,11 @@ def fit(found: Table) -> Model:
     runs = drift(found)
     expected, noise = shrunk(runs)
     tests, _ = shrunk(found.tests)
-    # Shrinking would not change the correlation, but it may set one of the two to a constant.
-    correlation = np.corrcoef(runs[1:].mean(1), found.tests[1:].mean(1))[0, 1]
+    # These means are not shrunk. Shrinking would not change the correlation, but if all scores became equal,
+    # the correlation would not exist.
+    random_scores = runs[1:].mean(1)
+    random_tests = found.tests[1:].mean(1)
+    correlation = np.corrcoef(random_scores, random_tests)[0, 1]
     return Model(expected, tests, noise, float(correlation))
 
 
@@ -139,15 +156,19 @@ def half_length_error() -> float:
 
 
 def replay(model: Model, plan: Sequence[Stage], rng: np.random.Generator, short_error: float) -> float:
-    """Simulate one search and return its gain. `short_error`: the result of `half_length_error`."""
+    """Simulate one search and return its gain in H. `short_error`: the result of `half_length_error`."""
+    # Sample settings. The default settings follow them.
     num_sampled = plan[0].num_settings - 1
-    default = num_sampled  # index of the default settings, which follow the sampled ones
+    default = num_sampled
     spread = model.scores[1:].std()
     rows = rng.integers(1, len(model.scores), num_sampled)
     shift = rng.normal(0, 0.2, num_sampled)  # so that no two sampled settings are the same
-    scores = np.append(model.scores[rows] + shift * spread, model.scores[0])
+    sampled_scores = model.scores[rows] + shift * spread
     sampled_tests = model.tests[rows] + model.correlation * shift * model.tests[1:].std()
+    scores = np.append(sampled_scores, model.scores[0])
     tests = np.append(sampled_tests, model.tests[0])
+
+    # Run the stages, each with the settings whose mean score over all their runs is highest.
     sums = np.zeros(num_sampled + 1)
     runs = np.zeros(num_sampled + 1)
     alive = np.arange(num_sampled + 1)
@@ -176,11 +197,20 @@ def gain_cells(models: Iterable[Model], plan: Sequence[Stage], replays: int, sho
     gains = [replay_gains(model, plan, replays, short_error) for model in models]
     means = [float(each.mean()) for each in gains]
     share_of_losses = np.mean([np.mean(each < WORSE) for each in gains])
-    return [mean_and_interval(means), f"{100 * share_of_losses:.0f} %", *(f"{each:+.2f}" for each in means)]
+    gains_by_dataset = [f"{each:+.2f}" for each in means]
+    return [mean_and_interval(means), f"{100 * share_of_losses:.0f} %", *gains_by_dataset]
 
 
 class Search(NamedTuple):
-    """A finished search, and what is needed for more runs with its settings."""
+    """A finished search, and what is needed for more runs with its settings.
+
+    Args:
+        trials: Its trials.
+        dataset: Name of its dataset.
+        epochs: Number of epochs of its trials.
+        args: Options of this script.
+        pool: Processes that train further runs.
+    """
 
     trials: Sequence[TrialRecord]
     dataset: str
@@ -193,8 +223,8 @@ class Search(NamedTuple):
         cls, trials: int, dataset: str, epochs: int, args: argparse.Namespace, pool: Executor
     ) -> "Search":
         """Run the first stage of a study."""
-        where = {"folder": args.out / f"{dataset.replace(':', '.')}-{epochs}", "dataset": dataset}
-        study = Study(**where, backbone="mini", trials=trials, epochs=epochs, seed=SEED)
+        folder = args.out / f"{dataset.replace(':', '.')}-{epochs}"
+        study = Study(folder, dataset=dataset, backbone="mini", trials=trials, epochs=epochs, seed=SEED)
         study.search()
         return cls(study.records.trials, dataset, epochs, args, pool)
 
@@ -208,17 +238,22 @@ class Search(NamedTuple):
                 name = f"trial{trial.number}-of-{self.epochs}-epoch-search"
             path = self.args.out / f"{self.dataset}-{name}-epochs{epochs}-seed{seed}.json"
             paths.append(path)
-            where = {"data.name": self.dataset, "backbone.name": "mini"}
-            budget = {"train.epochs": epochs, "train.seed": seed}
-            config = configure("prometar", {**trial.settings, **where, **budget})
             if not path.exists():
+                settings = {
+                    **trial.settings,
+                    "data.name": self.dataset,
+                    "backbone.name": "mini",
+                    "train.epochs": epochs,
+                    "train.seed": seed,
+                }
+                config = configure("prometar", settings)
                 running.append(self.pool.submit(train_and_record, config, path))
         for each in running:
-            each.result()
+            each.result()  # waits, and raises the error of a failed run
         return [json.loads(path.read_text("utf-8")) for path in paths]
 
     def select(self, plan: Sequence[Stage]) -> tuple[TrialRecord, TrialRecord]:
-        """Return the trial that a plan selects, and the baseline."""
+        """Return the trial that a plan selects, and the baseline, whose settings are the default ones."""
         alive = rank_completed(self.trials[: plan[0].num_settings])
         baseline = next(trial for trial in alive if trial.is_baseline)
         scores = {trial.number: [trial.objective or 0.0] for trial in alive}
@@ -227,9 +262,11 @@ class Search(NamedTuple):
             ranked = sorted(alive, key=lambda trial: -mean(scores[trial.number]))
             others = [trial for trial in ranked if trial is not baseline]
             alive = [baseline, *others[: stage.num_settings]]
-            runs = [(trial, seed + k) for trial in alive for k in range(stage.num_seeds)]
-            for (trial, _), record in zip(runs, self.train(runs, self.epochs), strict=True):
-                # the score of a search, from validation images and predicted new accuracy
+            seeds = range(seed, seed + stage.num_seeds)
+            runs = [(trial, each) for trial in alive for each in seeds]
+            records = self.train(runs, self.epochs)
+            for (trial, _), record in zip(runs, records, strict=True):
+                # The score of a search: H of validation accuracy and predicted new accuracy.
                 scores[trial.number].append(record["seen objective"])
             seed += stage.num_seeds
         # The baseline wins ties.
@@ -243,10 +280,10 @@ class Search(NamedTuple):
 
 
 def measure(dataset: str, args: argparse.Namespace, pool: Executor) -> dict[str, list[float]]:
-    """Return the gains of each plan, by seed."""
+    """Return the gains in H of each plan, one per seed of `TEST_SEEDS`."""
     whole = Search.run(30, dataset, 5, args, pool)
     short = Search.run(40, dataset, 3, args, pool)
-    gains = {}
+    gains: dict[str, list[float]] = {}
     for name, plan in REAL_PLANS.items():
         search = short if name == HALF else whole
         selected, baseline = search.select(plan)
@@ -254,6 +291,41 @@ def measure(dataset: str, args: argparse.Namespace, pool: Executor) -> dict[str,
         gains[name] = [round(h_selected - h_default, 4) for h_selected, h_default in pairs]
         print(f"{dataset}, {name}: {mean(gains[name]):+.2f}", flush=True)
     return gains
+
+
+def run_searches(real: dict[str, Any], args: argparse.Namespace) -> None:
+    """Run real searches. Add their gains to `real` and, after each dataset, to `allocation.json`."""
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        for dataset in args.sets:
+            real["gains"][dataset] = measure(dataset, args, pool)
+            write_atomically(EVIDENCE, json.dumps({**real, "machine": describe(threads=1)}).encode())
+
+
+def plans_table(real: Mapping[str, Any], replays: int, short_error: float) -> str:
+    """Return a table with one row per plan: its cost, its replayed gains and its real gains."""
+    models: dict[str, Model] = {}
+    for file in FILES:
+        _, tables = read_evidence(Path(__file__).with_name(file))
+        for each in tables:
+            models[each.dataset] = fit(each)
+    rows = []
+    for name, plan in PLANS.items():
+        cells = gain_cells(models.values(), plan, replays, short_error)
+        real_gains = " ".join(f"{mean(each[name]):+.1f}" for each in real["gains"].values())
+        rows.append((name, f"{cost_in_runs(plan):g}", *cells, real_gains))
+    head = ("plan", "runs", "gain in H", "worse", *models, f"real: {', '.join(real['gains'])}")
+    return table(head, rows)
+
+
+def spaces_table(replays: int, short_error: float) -> str:
+    """Return a table with one row per space: the replayed gains of the default plan."""
+    rows = []
+    for file in SPACE_FILES:
+        options, tables = read_evidence(Path(__file__).with_name(file))
+        recorded_runs = f"{1 + options['settings']} x {len(options['seeds'])}"
+        cells = gain_cells(map(fit, tables), PLANS[DEFAULT], replays, short_error)
+        rows.append((f"`{options['space']}`", recorded_runs, *cells))
+    return table(("space", "recorded runs", "gain in H", "worse", *DEVELOPMENT), rows)
 
 
 def main() -> None:
@@ -267,32 +339,11 @@ def main() -> None:
     args = parser.parse_args()
     real = json.loads(EVIDENCE.read_text("utf-8"))
     if args.train:
-        with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
-            for dataset in args.sets:
-                real["gains"][dataset] = measure(dataset, args, pool)
-                write_atomically(EVIDENCE, json.dumps({**real, "machine": describe(threads=1)}).encode())
-    models: dict[str, Model] = {}
-    for name in FILES:
-        _, tables = read_evidence(Path(__file__).with_name(name))
-        for each in tables:
-            models[each.dataset] = fit(each)
+        run_searches(real, args)
     short_error = half_length_error()
     replays = 100 if args.quick else args.replays
-    rows = []
-    for name, plan in PLANS.items():
-        cells = gain_cells(models.values(), plan, replays, short_error)
-        real_gains = " ".join(f"{mean(each[name]):+.1f}" for each in real["gains"].values())
-        rows.append((name, f"{cost_in_runs(plan):g}", *cells, real_gains))
-    head = ("plan", "runs", "gain in H", "worse", *models, f"real: {', '.join(real['gains'])}")
-    publish(table(head, rows), args.doc, "allocation")
-    rows = []
-    for name in SPACE_FILES:
-        options, tables = read_evidence(Path(__file__).with_name(name))
-        recorded_runs = f"{1 + options['settings']} x {len(options['seeds'])}"
-        cells = gain_cells(map(fit, tables), PLANS[DEFAULT], replays, short_error)
-        rows.append((f"`{options['space']}`", recorded_runs, *cells))
-    columns = ("space", "recorded runs", "gain in H", "worse", *DEVELOPMENT)
-    publish(table(columns, rows), args.doc, "spaces")
+    publish(plans_table(real, replays, short_error), args.doc, "allocation")
+    publish(spaces_table(replays, short_error), args.doc, "spaces")
 
 
 if __name__ == "__main__":

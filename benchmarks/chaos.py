@@ -2,18 +2,21 @@
 
     python benchmarks/chaos.py [--studies 10] [--real 0] [--kills 4] [--seed 0] [--quick] [--json FILE]
 
-Each study is interrupted `--kills` times, restarted with the same command, and then finished. Interruptions:
+The driver is the process of the command. Each study is interrupted `--kills` times, restarted with the same
+command after each interruption that ends it, and then finished. Interruptions:
 
-- SIGKILL of the driver or of a worker that runs a trial, or SIGTERM to the driver;
-- a full or read-only disk until the command ends (on a separate file system, which only root can mount);
-- a database in which one statement in fifty fails, or a clock that is set back by an hour;
-- SIGKILL of a node in every third study, which runs on a Ray cluster of three nodes. Another node then joins;
-- a corrupt checkpoint (only `--real`): truncated to half its size after the driver was killed.
+- The driver receives SIGKILL or SIGTERM, or a worker that runs a trial receives SIGKILL.
+- The disk is full or read-only until the command ends. The study is on its own file system for this, which
+  only root can mount.
+- One statement in fifty fails in the database, or the clock is set back by an hour.
+- All processes of a node receive SIGKILL, and another node joins. This happens in every third study, which
+  runs on a Ray cluster of three nodes.
+- A checkpoint is truncated to half its size after the driver was killed. This happens in `--real` studies.
 
-The studies of `--studies` do not train: six trials of three epochs, then two settings with two fresh seeds
-each, then the same settings with two final-test seeds. Those of `--real` train on `cells` with `mini`.
-The results must be identical to those of an uninterrupted study with one trial at a time, including the final
-prompts of `--real` studies, bit for bit. The exit status is 1 if a result was lost or differs.
+Studies of `--studies` do not train. They have six trials of three epochs. Then two settings run with two
+fresh seeds each, and again with two final-test seeds. Studies of `--real` train on `cells` with `mini`. All
+results must be identical to those of an uninterrupted study with one trial at a time. The final prompts of
+`--real` studies must be equal bit for bit. The exit status is 1 if a result was lost or differs.
 """
 
 import argparse
@@ -58,12 +61,25 @@ READ_ONLY = "disk read-only"
 FLAKY = "1 in 50 fails"
 SET_BACK = "clock set back"
 KINDS = (DRIVER, TERM, WORKER, NODE, TRUNCATED, FULL, READ_ONLY, FLAKY, SET_BACK)
+"""Kinds of interruptions, as columns of the table."""
+
 NUM_NODES = 3
-START_SECONDS = 8.0  # approximate time that a command needs until its first step
+"""Nodes of the Ray cluster."""
+
+START_SECONDS = 8.0
+"""Approximate time that a command needs until its first step."""
+
+COMMAND_SECONDS = 900
+"""Time limit of a command, far above its duration."""
+
 MAX_WORKER_KILLS = 2
 """Maximum kills of workers and nodes per command. A trial fails when its workers have died three times."""
-NOT_STARTED = "Cannot start Ray"  # on a busy machine, two attempts of 30 s can fail
-KILLED = (-signal.SIGKILL, -signal.SIGTERM, signal.SIGTERM, INTERRUPTED)  # exit statuses of killed drivers
+
+NOT_STARTED = "Cannot start Ray"
+"""Error of a command whose two attempts of 30 s to start Ray failed, which happens on a busy machine."""
+
+KILLED = (-signal.SIGKILL, -signal.SIGTERM, signal.SIGTERM, INTERRUPTED)
+"""Exit statuses of killed drivers."""
 
 
 class RealDriver(Driver):
@@ -79,8 +95,9 @@ class Scenario:
     Args:
         driver: Class of the process that runs the study.
         options: Options of the command.
-        progress: Function that returns the number of finished steps of the study in a folder.
-        steps: Number of steps of the whole study, at least approximately.
+        progress: Function that returns the number of finished steps of the study in a folder. A step is an
+            epoch, or a whole run.
+        steps: Approximate number of steps of the whole study.
         step_seconds: Approximate duration of a step.
     """
 
@@ -99,28 +116,31 @@ class Scenario:
 def fake_study(seed: int, sampler: str) -> Scenario:
     """Return a study that does not train."""
     num_trials = 6
-    num_runs = 4  # of the confirmation, and again of the final test: two settings with two seeds
+    num_confirmation_runs = 2 * 2  # two settings with two seeds each
+    num_final_runs = 2 * 2
+    epochs = 3  # of each run
+    size = ("--trials", num_trials, "--top", 1, "--final-seeds", 1, 2)
     return Scenario(
         driver=Driver,
-        options=(
-            *("--trials", num_trials, "--top", 1, "--final-seeds", 1, 2),
-            *("--sampler", sampler, "--seed", seed),
-        ),
+        options=(*size, "--sampler", sampler, "--seed", seed),
         progress=num_epochs,
-        steps=3 * (num_trials + 2 * num_runs),
+        steps=epochs * (num_trials + num_confirmation_runs + num_final_runs),
         step_seconds=0.3,
     )
 
 
 def real_study(seed: int) -> Scenario:
     """Return a small study that trains."""
-    sizes = ("--trials", 3, "--epochs", 2, "--set", "search.val_per_class=4", "--set", "data.shots=4")
-    seeds = ("--top", 1, "--set", "confirm.seeds=1", "--final-seeds", "1 2", "--seed", seed)
+    size = ("--trials", 3, "--epochs", 2, "--top", 1, "--final-seeds", "1 2")
+    settings = ("search.val_per_class=4", "data.shots=4", "confirm.seeds=1")
+    options: list[object] = [*size, "--seed", seed]
+    for setting in settings:
+        options += ["--set", setting]
     return Scenario(
         driver=RealDriver,
-        options=(*sizes, *seeds),
+        options=tuple(options),
         progress=num_results,
-        steps=7,  # approximately
+        steps=7,
         step_seconds=5.0,
     )
 
@@ -134,7 +154,7 @@ def results_of(scenario: Scenario, out: Path) -> dict[str, Any]:
     """Return the results of a study, including the bytes of its final prompts if it is real."""
     results = outcome(out)
     if scenario.real:
-        for file in (out / NAME).glob("finals/*/checkpoint.safetensors"):
+        for file in (out / NAME).glob("finals/*/checkpoint.safetensors"):  # one folder per run
             checkpoint = load_checkpoint(file)
             assert checkpoint is not None
             tensors = checkpoint.state.tensors()
@@ -143,6 +163,7 @@ def results_of(scenario: Scenario, out: Path) -> dict[str, Any]:
 
 
 def _bytes(tensor: torch.Tensor) -> bytes:
+    """Return the bytes of a tensor, so that NaNs and signs of zeros are compared as well."""
     return tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
@@ -157,7 +178,7 @@ def uninterrupted(scenario: Scenario) -> tuple[dict[str, Any], float]:
         out = Path(folder)
         began = time.monotonic()
         with scenario.driver(out, *scenario.options, "--max-concurrent", 1) as driver:
-            if driver.wait(900):
+            if driver.wait(COMMAND_SECONDS):
                 raise SystemExit(f"the uninterrupted study failed: {driver.errors()}")
         return results_of(scenario, out), time.monotonic() - began
 
@@ -247,15 +268,21 @@ class InterruptedStudy:
             stack.enter_context(driver)  # the Ray processes of a killed driver outlive it
             status = self._command(out, driver)
             self.count.statuses[status] += 1
-            errors = driver.errors()
-            is_one_line = errors.count("\n") == 1
-            is_explained = NOT_STARTED in errors or (self._may_fail and is_one_line)
-            if status not in (0, *KILLED) and not (status == 1 and is_explained):
+            errors = driver.errors()  # can be read only once
+            if not self._is_explained(status, errors):
                 raise SystemExit(f"a driver ended with status {status}: {errors}")
             self.count.finished = witness.look()
 
+    def _is_explained(self, status: int, errors: str) -> bool:
+        """Return True if the command succeeded, was killed, or had a fault that explains its failure."""
+        if status == 0 or status in KILLED:
+            return True
+        is_one_line = errors.count("\n") == 1
+        has_fault = self._may_fail and is_one_line
+        return status == 1 and (NOT_STARTED in errors or has_fault)
+
     def _fault_options(self) -> tuple[object, ...]:
-        """Return options of the next command that make the database or the clock fail, or none."""
+        """Return options of the next command that make the database fail or set the clock back, or none."""
         self._may_fail = False
         if self._num_kills_left == 0 or self._scenario.real or self._cluster:
             return ()
@@ -266,7 +293,8 @@ class InterruptedStudy:
         if kind == SET_BACK:
             return ("--set-back",)
         self._may_fail = True
-        return ("--flaky", self._rng.randrange(1000))
+        seed = self._rng.randrange(1000)  # decides which statements fail
+        return ("--flaky", seed)
 
     def _command(self, out: Path, driver: Driver) -> int:
         """Wait until a command finishes or is killed. Return its exit status."""
@@ -287,7 +315,7 @@ class InterruptedStudy:
                 kind = DRIVER  # no checkpoint was there to truncate
             self.count.kills[kind] += 1
             return status
-        return driver.wait(900)
+        return driver.wait(COMMAND_SECONDS)
 
     def _choose_kind(self, *, can_kill_worker: bool) -> str:
         """Choose the next interruption at random, among those that this kind of study allows.
@@ -325,9 +353,11 @@ class InterruptedStudy:
 
     def _kill_worker(self, driver: Driver) -> int:
         """Kill a worker that runs a trial. Return the number of killed workers, 0 or 1."""
-        for pid in session(self._cluster.leader if self._cluster else driver.process.pid):
+        leader = self._cluster.leader if self._cluster else driver.process.pid
+        for pid in session(leader):
             with contextlib.suppress(OSError):  # the process has ended
-                if re.match(r"ray::(JobWorker|FakeTrial)", Path(f"/proc/{pid}/cmdline").read_text()):
+                title = Path(f"/proc/{pid}/cmdline").read_text()
+                if re.match(r"ray::(JobWorker|FakeTrial)", title):
                     os.kill(pid, signal.SIGKILL)
                     return 1
         return 0  # no worker has started yet
@@ -340,7 +370,7 @@ class InterruptedStudy:
         else:
             disk.protect()
         try:
-            return driver.wait(900)
+            return driver.wait(COMMAND_SECONDS)
         finally:
             if kind == FULL:
                 disk.free()
@@ -365,7 +395,7 @@ class InterruptedStudy:
 
 def _differing(results: dict[str, Any], expected: dict[str, Any]) -> list[str]:
     """Return the names of the results that differ from the expected ones, or exist on one side only."""
-    names = results | expected
+    names = {**results, **expected}
     return [name for name in names if results.get(name) != expected.get(name)]
 
 
@@ -374,7 +404,7 @@ def mount_disk(path: Path) -> Disk | None:
     try:
         return Disk(path, 64 * MIB)
     except (OSError, subprocess.CalledProcessError):
-        path.rmdir()
+        path.rmdir()  # the mount point
         return None
 
 
@@ -395,7 +425,7 @@ def main() -> int:
         args.real = 0
         args.kills = 1
     counts: dict[str, list[Count]] = {"one trial at a time": [], "on three nodes": [], "real": []}
-    runs_on_cluster = [number % 3 == 2 for number in range(args.studies)]
+    runs_on_cluster = [number % 3 == 2 for number in range(args.studies)]  # every third study
     with ExitStack() as stack:
         cluster = None
         if any(runs_on_cluster):
@@ -430,12 +460,14 @@ def _print_study(number: int, group: str, count: Count) -> None:
 def _print_table(args: argparse.Namespace, counts: dict[str, list[Count]]) -> int:
     """Print the table and write --json. Return the exit status."""
     print(describe(1))
-    rows = []
+    rows: list[tuple[object, ...]] = []
+    total_losses = 0
     for group, each in counts.items():
         num_commands = sum(count.statuses.total() for count in each)
         num_kills = [sum(count.kills[kind] for count in each) for kind in KINDS]
         num_finished = sum(count.finished for count in each)
         num_losses = [sum(count.losses[kind] for count in each) for kind in NO_LOSSES]
+        total_losses += sum(num_losses)
         rows.append((group, len(each), num_commands, *num_kills, num_finished, *num_losses))
     print(table(("", "studies", "commands", *KINDS, "finished at kills", *NO_LOSSES), rows))
     durations = []
@@ -444,8 +476,7 @@ def _print_table(args: argparse.Namespace, counts: dict[str, list[Count]]) -> in
         durations.append(f"{group} {min(seconds):.0f} to {max(seconds):.0f}")
     print("seconds per study: " + "; ".join(durations))
     write_json(args, {group: [vars(count) for count in each] for group, each in counts.items()})
-    has_losses = any(any(count.losses.values()) for each in counts.values() for count in each)
-    return 1 if has_losses else 0
+    return 1 if total_losses else 0
 
 
 if __name__ == "__main__":

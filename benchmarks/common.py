@@ -1,7 +1,9 @@
 """Shared code of the benchmark scripts: arguments, machine description, subprocesses, tables and JSON.
 
 A script lists the configurations ("sides") to compare. `in_turn` measures each side in a fresh process and
-alternates between sides, so that gradual changes of the machine's speed affect all sides equally:
+alternates between sides, so that gradual changes of the machine's speed affect all sides equally.
+
+Example:
 
     def main() -> None:
         args = arguments(__doc__)
@@ -40,12 +42,18 @@ Figures = dict[str, Any]
 
 DEVELOPMENT = ("textures", "cells", "suite:flags", "suite:leaves")
 """Datasets for development."""
+
 CLOSED = ("suite:shapes", "suite:fabrics", "suite:plots", "suite:terrain", "suite:sketches")
 """Datasets for final results. Version 0.1 was tested on them too. Version 0.2 was not developed on them."""
+
 WORSE = -0.5
-"""A selection is worse if its difference in H from the default settings is below this value."""
+"""Selected settings are worse if their H minus that of the default settings is below this value, in points.
+
+H is the harmonic mean of base and new accuracy.
+"""
 
 _PREFIX = "FIGURES "
+"""Start of the line with the figures in the output of a side's process."""
 
 
 def parser_of(doc: str | None) -> argparse.ArgumentParser:
@@ -56,11 +64,16 @@ def parser_of(doc: str | None) -> argparse.ArgumentParser:
 def arguments(
     doc: str | None, add: Callable[[argparse.ArgumentParser], Any] | None = None, *, repeats: int | None = 5
 ) -> argparse.Namespace:
-    """Parse --repeats, --threads, --quick, --json and the options that `add` adds.
+    """Parse --repeats, --threads, --quick, --json and the options of a script.
 
-    `repeats` is the default of --repeats. None: the script chooses it.
+    Args:
+        doc: Docstring of the script.
+        add: Function that adds the options of the script to a parser.
+        repeats: Default of --repeats. None: the script chooses it.
 
-    `in_turn` passes the side to measure to each process as `--side`. It is None in the first process.
+    Returns:
+        The options. In a process that `in_turn` has started, `side` is the side to measure. In the first
+        process, it is None.
     """
     parser = parser_of(doc)
     parser.add_argument("--repeats", type=int, default=repeats, help="rounds, whose median is reported")
@@ -96,11 +109,16 @@ def _version(package: str) -> str:
 
 
 def _cpu() -> str:
+    """Return the model of the CPU, or at least its architecture."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+    except OSError:  # only Linux has this file
+        lines = []
+    for line in lines:
+        if line.startswith("model name"):
+            _, _, model = line.partition(":")
+            return model.strip()
+    return platform.processor() or platform.machine()
 
 
 def describe(threads: int, dtype: str = "fp32", where: Figures | None = None) -> str:
@@ -121,20 +139,33 @@ def describe(threads: int, dtype: str = "fp32", where: Figures | None = None) ->
 def in_turn(
     sides: Sequence[Figures], args: argparse.Namespace, *, killed: Figures | None = None
 ) -> list[list[Figures]]:
-    """Return the figures of each side, one run per round. Each run is this script in a new process.
+    """Measure each side --repeats times. Each run is this script in a new process.
 
-    Every second round is in reverse order, so that no side is always first. `killed` are the figures of a
-    side that the system kills because of its memory. If it is None, such a kill ends the script.
+    Every second round is in reverse order, so that no side is always first.
+
+    Args:
+        sides: JSON values that the process of a side receives as `args.side`.
+        args: Result of `arguments`.
+        killed: Figures of a side that the system kills because of its memory. None: such a kill is an error.
+
+    Returns:
+        The figures of each side, one entry per round. They include the values of the side itself.
+
+    Raises:
+        SystemExit: a process fails or prints no figures.
     """
     results: list[list[Figures]] = [[] for _ in sides]
     for turn in range(args.repeats):
-        order = range(len(sides)) if turn % 2 == 0 else reversed(range(len(sides)))
-        for k in order:
-            results[k].append(_run(sides[k], args.threads, killed))
+        order = list(range(len(sides)))
+        if turn % 2 == 1:
+            order.reverse()
+        for number in order:
+            results[number].append(_run(sides[number], args.threads, killed))
     return results
 
 
 def _run(side: Figures, threads: int, killed: Figures | None) -> Figures:
+    """Measure a side once."""
     command = [sys.executable, *sys.argv, "--side", json.dumps(side)]
     env = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     done = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True)
@@ -180,7 +211,7 @@ def print_figures(figures: Figures) -> None:
 
 
 def median_of(rounds: Sequence[Figures], name: str) -> float:
-    """Return the median over a side's rounds. If a round has a list of values, each value counts."""
+    """Return the median of a figure over a side's rounds. Each value of a list counts as one value."""
     numbers: list[float] = []
     for figures in rounds:
         value = figures[name]
@@ -200,12 +231,18 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
         |---|---|
         | 24 | 0.123 |
     """
-    lines = [head, *rows]
-    texts = [f"| {' | '.join(map(_cell, line))} |" for line in lines]
-    return "\n".join([texts[0], "|" + "---|" * len(head), *texts[1:]])
+    separator = "|" + "---|" * len(head)
+    return "\n".join([_line(head), separator, *map(_line, rows)])
+
+
+def _line(values: Sequence[Any]) -> str:
+    """Return a line of a table."""
+    cells = " | ".join(_cell(value) for value in values)
+    return f"| {cells} |"
 
 
 def _cell(value: Any) -> str:
+    """Return a value as text. Floats have three significant digits, or all digits before the point."""
     if not isinstance(value, float):
         return str(value)
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
@@ -225,12 +262,17 @@ def mean_and_interval(values: Sequence[float]) -> str:
 
 
 def publish(text: str, doc: Path | None, block: str) -> None:
-    """Print a result, and write it between `<!-- BLOCK -->` and `<!-- end -->` of the document."""
+    """Print a result. If a document is given, write it there between `<!-- BLOCK -->` and `<!-- end -->`.
+
+    Raises:
+        SystemExit: the document does not have exactly one such block.
+    """
     print(f"\n{text}")
     if doc is not None:
         old = doc.read_text("utf-8")
         pattern = rf"(<!-- {block} -->\n).*?(<!-- end -->)"
-        new, count = re.subn(pattern, lambda m: f"{m[1]}\n{text}\n\n{m[2]}", old, flags=re.DOTALL)
+        # A function, because backslashes in a replacement string would be escapes.
+        new, count = re.subn(pattern, lambda match: f"{match[1]}\n{text}\n\n{match[2]}", old, flags=re.DOTALL)
         if count != 1:
             raise SystemExit(
                 f"error: {doc} must have one block <!-- {block} --> ... <!-- end -->, found {count}"
@@ -239,8 +281,18 @@ def publish(text: str, doc: Path | None, block: str) -> None:
 
 
 def write_json(args: argparse.Namespace, rounds: Any, **more: Any) -> None:
-    """Write all figures, the machine and the arguments to --json, if it is given."""
+    """Write all figures, the machine and the arguments to --json, if it is given.
+
+    Args:
+        args: Result of `arguments`.
+        rounds: Figures to write.
+        more: Other JSON values to write, by name.
+    """
     if args.json:
-        options = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k != "side"}
+        options = dict(vars(args))
+        del options["side"]  # always None in the first process
+        for name, value in options.items():
+            if isinstance(value, Path):
+                options[name] = str(value)
         content = {"machine": machine(), "arguments": options, "rounds": rounds, **more}
         args.json.write_text(json.dumps(content, indent=1) + "\n", "utf-8")

@@ -2,10 +2,12 @@
 
     python benchmarks/costs.py [--method mmrl] [--rates 2 10 30] [--doc docs/performance.md]
 
-Nothing is downloaded or trained. Numbers of classes and images are the published ones. Runs, steps and memory
-are the estimates of `search.py --plan`. Hours are steps divided by a number of steps per second.
+Nothing is downloaded or trained. The numbers of classes and images are the published ones. Runs, steps and
+memory are the estimates of `search.py --plan`. Hours are steps divided by each number of --rates, in steps
+per second.
 """
 
+import itertools
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -22,30 +24,35 @@ from tune.stages.plan import TOTAL, plan_study
 
 
 def outline(name: str, root: str | None = None) -> Dataset:
-    """Return a dataset with as many classes as a benchmark, and enough images for 16 shots."""
+    """Return a dataset with as many classes as a benchmark, and enough images for 16 shots.
+
+    Args:
+        name: Name of the benchmark.
+        root: Not used. Dataset loaders receive the value of --data-root.
+    """
     benchmark = BENCHMARKS[name]
 
-    def items(split: str, number: int) -> tuple[Item, ...]:
+    def items(split: str, num_images: int) -> tuple[Item, ...]:
+        """Return some images of each class."""
         return tuple(
             Item(f"{split}/{label}/{image}", label, f"class {label}")
             for label in range(benchmark.num_classes)
-            for image in range(number)
+            for image in range(num_images)
         )
 
-    val = 20 if benchmark.sizes["val"] else 0
     return Dataset(
-        name,
-        benchmark.title,
-        items("train", 36),
-        items("val", val),
-        items("test", 1),
-        RenderedSource("cells"),
-        "{}",
+        name=name,
+        title=benchmark.title,
+        train=items("train", 36),  # 16 shots, and 20 validation images if the benchmark has no split `val`
+        val=items("val", 20 if benchmark.sizes["val"] else 0),
+        test=items("test", 1),  # every class needs a test image
+        source=RenderedSource("cells"),  # any source: no image is read
+        template="{}",
     )
 
 
 def __getattr__(name: str) -> Callable[..., Dataset]:
-    """Make `costs:NAME` a custom dataset for each benchmark."""
+    """Return the loader of a benchmark's outline, so that `costs:NAME` is a custom dataset."""
     if name not in BENCHMARKS:
         raise AttributeError(name)
     return partial(outline, name)
@@ -70,20 +77,14 @@ def main() -> None:
             trials=40,
         )
         plan = plan_study(config)
-        splits = [split for both in plan.splits.values() for split in both]
+        splits = list(itertools.chain.from_iterable(plan.splits.values()))
         memory = Footprint.of(clip, splits).memory_bytes(config.baseline) / 2**30
         total = plan.stages[TOTAL]
         hours = [f"{total.steps / rate / 3600:,.1f}" for rate in args.rates]
         num_classes = len(splits[0].classnames)
         rows.append((name, num_classes, total.runs, f"{total.steps:,}", f"{memory:.1f}", *hours))
-    head = (
-        "dataset",
-        "base classes",
-        "runs",
-        "steps",
-        "GiB per trial",
-        *(f"hours at {r:g}/s" for r in args.rates),
-    )
+    hours_heads = [f"hours at {rate:g}/s" for rate in args.rates]
+    head = ("dataset", "base classes", "runs", "steps", "GiB per trial", *hours_heads)
     publish(table(head, rows), args.doc, "costs")
 
 

@@ -1,4 +1,8 @@
-"""Exact counts of kernels, bytes and memory of a training step, from fake tensors (shapes without data)."""
+"""Exact counts of kernels, bytes and memory of a training step.
+
+The step runs on fake tensors, which have shapes, but no data. So counting is fast and needs no memory for the
+weights.
+"""
 
 from collections import Counter
 from collections.abc import Callable
@@ -29,7 +33,7 @@ from prometar.step.updates import Rates
 class Rehearsal:
     """One training step of a configuration: embed the images, then run the direct and the meta phase.
 
-    Without learned tensors, both phases are omitted. `mode` must be entered before a call.
+    Without learned tensors, both phases are omitted. Enter `mode` before you call a rehearsal.
 
     Attributes:
         mode: Mode to which all tensors belong. Fake tensors have shapes, but no data.
@@ -52,6 +56,7 @@ class Rehearsal:
     cache: FeatureCache | None = None
 
     def __call__(self) -> object:
+        """Run the step, and return its results, which the caller keeps alive or discards."""
         model = self.model
         method = self.method
         whole, task = embed_batch(model.clip, method, self.pixels_B3HW, self.labels_B, None, cache=self.cache)
@@ -64,9 +69,10 @@ class Rehearsal:
 
 
 def _task(whole: Embeddings, num_support: int) -> MetaTask:
-    """Return a task whose support is the first `num_support` images, and whose query is the others, mixed.
+    """Return a task whose support is the first `num_support` images. The query is all other images, mixed.
 
-    Only shapes matter. Labels stand for rows, weights for shares, and the last support image for the partner.
+    Only shapes matter, so any tensor of the right shape will do. Labels stand for indices of rows, weights
+    stand for shares, and the last support image stands for the image with which the query is mixed.
     """
     support = Embeddings._make(None if part is None else part[:num_support] for part in whole)
     labels_Q = whole.labels[num_support:]
@@ -111,7 +117,8 @@ def rehearse(
     tokens = load_tokenizer(config.backbone.name)(texts)
     mode = FakeTensorMode()
     with mode:
-        clip = tree_map_only(Tensor, lambda x: torch.empty(x.shape, dtype=x.dtype), clip)
+        # Within the mode, torch.empty returns fake tensors.
+        clip = tree_map_only(Tensor, lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype), clip)
         if not method.changes_blocks:
             clip = clip.folded()
         frozen = torch.empty(num_classes, clip.embed_dim, dtype=clip.working_dtype)
@@ -142,6 +149,14 @@ class Kernels(TorchDispatchMode):
     """Mode that counts dispatched kernels and their bytes by `name_of` the operator.
 
     A kernel is an ATen operation that is not a view. Its bytes are those of all its operands and results.
+
+    Args:
+        name_of: Function of an operator that returns the name under which a kernel is counted.
+
+    Attributes:
+        views: Number of views.
+        kernels: Number of kernels by name.
+        bytes: Bytes of kernels by name.
     """
 
     name_of: Callable[[Any], str] = operator_name
@@ -162,7 +177,9 @@ class Kernels(TorchDispatchMode):
         name = self.name_of(operator)
         tensors = tree_leaves((args, kwargs, result))
         self.kernels[name] += 1
-        self.bytes[name] += sum(x.numel() * x.element_size() for x in tensors if isinstance(x, Tensor))
+        for tensor in tensors:
+            if isinstance(tensor, Tensor):
+                self.bytes[name] += tensor.numel() * tensor.element_size()
         return result
 
 
@@ -185,10 +202,10 @@ class Memory:
 
 
 def memory_of(config: Config, *, num_classes: int, dtype: torch.dtype = torch.float32) -> Memory:
-    """Count the memory of one step of a configuration, which takes a second or two.
+    """Return the memory of one step of a configuration. Counting takes a second or two.
 
-    This is the step with the highest peak: all images but one are the support, whose gradients are
-    differentiated.
+    The step is the one with the highest peak. Its support is all images but one, because the gradients of the
+    support are differentiated.
     """
     rehearsal = rehearse(config, num_classes=num_classes, dtype=dtype, num_query=1)
     tensors = [*rehearsal.state.tensors().values(), *tensors_of(rehearsal.model.clip)]
@@ -201,7 +218,11 @@ def memory_of(config: Config, *, num_classes: int, dtype: torch.dtype = torch.fl
 
 @dataclass
 class _Live(TorchDispatchMode):
-    """Mode that counts the bytes of all existing storages of the tensors it has seen."""
+    """Mode that counts the bytes of all existing storages of the tensors it has seen.
+
+    Attributes:
+        peak: Largest number of bytes so far.
+    """
 
     peak: int = 0
     _bytes: dict[StorageWeakRef, int] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Tune methods with equal budgets, and ask whether their order survives.
+"""Tune methods with equal budgets, and ask whether they keep the order that published settings give them.
 
     python benchmarks/equal_tuning.py [--parts methods meta] [--out DIR]
     python benchmarks/equal_tuning.py --show [--doc docs/results.md]
@@ -10,16 +10,17 @@ Protocol, fixed before the first run:
   trained as long as the method was published.
 - Part `methods`: five methods until 2024 and five newer ones, on two datasets for development (`cells`,
   `charts`) and two closed ones (`suite:terrain`, `suite:fabrics`).
-- Part `meta`: the five newer methods with and without the meta phase, the gate and the feature mixup of
-  ProMetaR, on `cells` and `suite:terrain`. Both search the same space, which has three more settings with the
-  meta phase: `inner.lr`, `inner.outer_weight` and `task.augmentation`. The studies without it are those of
-  the part `methods`. "Published" settings of a composition are those of both methods.
-- Changed before any final test: `suite:fabrics` replaced `suite:sketches`, whose 48 classes took two thirds
-  of the time.
+- Part `meta`: each of the five newer methods is composed with the meta phase, the gate and the feature mixup
+  of ProMetaR, on `cells` and `suite:terrain`. Such a composition is compared with the method itself, whose
+  studies are those of the part `methods`. A composition has the search space of its method and three more
+  settings: `inner.lr`, `inner.outer_weight` and `task.augmentation`. Its "published" settings are those of
+  both methods.
+- Changed before any final test: `suite:fabrics` replaced `suite:sketches`, because the 48 classes of
+  `suite:sketches` took two thirds of the time.
 - All results are reported, whichever method is first.
 
-The results are in `equal_tuning.jsonl`, one line per study. Rerun the same command to resume: studies whose
-line exists are not repeated if --out still contains them.
+The file `equal_tuning.jsonl` contains the results, one line per study. Rerun the same command to resume.
+Studies in --out are continued or, if they have finished, not repeated. --show prints the recorded results.
 """
 
 import json
@@ -31,7 +32,6 @@ from typing import Any, NamedTuple
 
 from common import describe, machine, mean_and_interval, parser_of, publish, run_python, table
 
-from prometar.metrics import t_interval
 from tune.records.folder import read_records
 from tune.stages.plan import plan_study
 from tune.tuned.results import CellResult, Cost, TunedResults, study_cell
@@ -68,6 +68,7 @@ PARTS: Mapping[str, Part] = {
 
 def run(part: Part, out: Path) -> None:
     """Run the command of a part, or resume it."""
+    methods = [recipe_file(name) if is_meta(name) else name for name in part.methods]
     run_python(
         "-m",
         "prometar",
@@ -81,7 +82,7 @@ def run(part: Part, out: Path) -> None:
         "--datasets",
         *part.datasets,
         "--methods",
-        *(recipe_file(name) if is_meta(name) else name for name in part.methods),
+        *methods,
         "--seeds",
         *SEEDS,
         "--out",
@@ -107,9 +108,9 @@ def record(part: Part, out: Path) -> None:
         for method in part.methods:
             if (method, dataset) in recorded:
                 continue
-            suffix = "-meta.yaml" if is_meta(method) else ""
-            name = f"{dataset.replace(':', '.')}-{method.removesuffix('-meta')}{suffix}"
-            records = read_records(out / "studies" / name)
+            # `prometar reproduce` names a study by its dataset and its method or recipe file.
+            name = f"{method}.yaml" if is_meta(method) else method
+            records = read_records(out / "studies" / f"{dataset.replace(':', '.')}-{name}")
             config = records.study.config
             cell = study_cell((method, dataset), config, plan_study(config), records)
             if cell.missing and not cell.tuned:
@@ -125,7 +126,9 @@ def record(part: Part, out: Path) -> None:
 
 def read() -> list[dict[str, Any]]:
     """Return the recorded studies."""
-    return [json.loads(line) for line in RECORDS.read_text("utf-8").splitlines()] if RECORDS.exists() else []
+    if not RECORDS.exists():
+        return []
+    return [json.loads(line) for line in RECORDS.read_text("utf-8").splitlines()]
 
 
 def cells_of(rows: Sequence[dict[str, Any]], part: Part) -> dict[tuple[str, str], CellResult]:
@@ -134,18 +137,24 @@ def cells_of(rows: Sequence[dict[str, Any]], part: Part) -> dict[tuple[str, str]
     for row in rows:
         method = row["method"]
         dataset = row["dataset"]
-        if method in part.methods and dataset in part.datasets:
-            cells[method, dataset] = CellResult(
-                method,
-                dataset,
-                published={int(seed): score for seed, score in row["published"].items()},
-                tuned={int(seed): score for seed, score in row["tuned"].items()},
-                cost=Cost(**row["cost"]),
-                keeps_published=row["keeps_published"],
-                changed=row["changed"],
-                missing=row["missing"],
-            )
+        if method not in part.methods or dataset not in part.datasets:
+            continue
+        cells[method, dataset] = CellResult(
+            method,
+            dataset,
+            published=scores_by_seed(row["published"]),
+            tuned=scores_by_seed(row["tuned"]),
+            cost=Cost(**row["cost"]),
+            keeps_published=row["keeps_published"],
+            changed=row["changed"],
+            missing=row["missing"],
+        )
     return cells
+
+
+def scores_by_seed(recorded: Mapping[str, float]) -> dict[int, float]:
+    """Return scores by seed. The keys of a JSON object are strings."""
+    return {int(seed): score for seed, score in recorded.items()}
 
 
 def comparison_of_methods(rows: Sequence[dict[str, Any]]) -> str:
@@ -159,12 +168,12 @@ def comparison_of_methods(rows: Sequence[dict[str, Any]]) -> str:
         cells = [results.cells[method, dataset] for dataset in part.datasets]
         scores = [f"{cell.published_mean:.1f} → {cell.tuned_mean:.1f}" for cell in cells]
         gains = list(results.gains_of(method).values())
-        # Searches of rendered datasets in the package have a fixed number of epochs, the others search it.
-        number = max(row["num_settings"] for row in rows if row["method"] == method)
+        # The number of epochs is searched on `suite:` datasets only, so the number of settings differs.
+        num_settings = max(row["num_settings"] for row in rows if row["method"] == method)
         lines.append(
             (
                 method,
-                number,
+                num_settings,
                 *scores,
                 f"{ranking.published.means[method]:.1f} → {ranking.tuned.means[method]:.1f}",
                 mean_and_interval(gains),
@@ -178,40 +187,40 @@ def comparison_of_methods(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def comparison_of_compositions(rows: Sequence[dict[str, Any]]) -> str:
-    """Return the table of the part `meta`."""
+    """Return the table of the part `meta`: differences with minus without the meta phase."""
     part = PARTS["meta"]
     cells = cells_of(rows, part)
     lines = []
     differences_of_all = []
     for method, name in META.items():
-        differences: list[float] = []
-        shown = []
+        shown: list[str] = []
+        tuned_differences: list[float] = []
+        published_differences: list[float] = []
         for dataset in part.datasets:
             without = cells[method, dataset]
             with_meta = cells[name, dataset]
-            paired = [
-                score - without.tuned[seed]
-                for seed, score in with_meta.tuned.items()
-                if seed in without.tuned
-            ]
+            paired = paired_differences(with_meta.tuned, without.tuned)
             shown.append(
                 f"{without.tuned_mean:.1f} → {with_meta.tuned_mean:.1f} ({mean_and_interval(paired)})"
             )
-            differences.append(mean(paired))
-        published = mean(
-            cells[name, dataset].published_mean - cells[method, dataset].published_mean  # type: ignore[operator]
-            for dataset in part.datasets
-        )
-        lines.append((method, *shown, f"{mean(differences):+.2f}", f"{published:+.2f}"))
-        differences_of_all.append(mean(differences))
+            tuned_differences.append(mean(paired))
+            assert with_meta.published_mean is not None
+            assert without.published_mean is not None
+            published_differences.append(with_meta.published_mean - without.published_mean)
+        difference = mean(tuned_differences)
+        lines.append((method, *shown, f"{difference:+.2f}", f"{mean(published_differences):+.2f}"))
+        differences_of_all.append(difference)
     head = ("method", *part.datasets, "mean difference after tuning", "at published settings")
-    interval = t_interval(differences_of_all)
-    assert interval is not None
     summary = (
         f"Mean over the five methods, after tuning: {mean_and_interval(differences_of_all)} points of H "
         "(95% t-interval over methods)."
     )
     return f"{table(head, lines)}\n\n{summary}"
+
+
+def paired_differences(scores: Mapping[int, float], others: Mapping[int, float]) -> list[float]:
+    """Return `scores` minus `others` for each seed that both have."""
+    return [score - others[seed] for seed, score in scores.items() if seed in others]
 
 
 def main() -> None:
@@ -221,9 +230,10 @@ def main() -> None:
     parser.add_argument("--show", action="store_true", help="print the tables only")
     parser.add_argument("--doc", type=Path, help="document whose blocks are replaced")
     args = parser.parse_args()
-    for name in [] if args.show else args.parts:
-        run(PARTS[name], args.out.resolve())
-        record(PARTS[name], args.out.resolve())
+    if not args.show:
+        for name in args.parts:
+            run(PARTS[name], args.out.resolve())
+            record(PARTS[name], args.out.resolve())
     rows = read()
     if not rows:
         print(f"{RECORDS} contains no study yet.")

@@ -3,10 +3,12 @@
     python benchmarks/kernels.py [--backbone ViT-B-16-quickgelu] [--classes 16] [--dtype fp32]
         [--places] [--methods] [--quick] [--json FILE]
 
-Tensors have shapes but no data. A kernel is an ATen operation that torch dispatches and that is not a
-view. Its bytes are those of all its operands and results. Operations are those of matrix products and
-convolutions. `--methods` counts two steps of each method with its default batch size: the first one, and one
-with cached features.
+Tensors have shapes but no data. A kernel is an ATen operation that torch dispatches and that is not a view.
+Its bytes are those of all its operands and results. Operations are the multiplications and additions of
+matrix products and convolutions.
+
+`--places` groups kernels by the function of prometar that dispatches them. `--methods` counts two steps of
+each method with its default batch size: the first one, and one with cached features.
 """
 
 import json
@@ -28,6 +30,7 @@ from prometar.training.backbone import DTYPES
 
 def calling_function(_: object) -> str:
     """Return the innermost function of prometar that dispatches the current operation."""
+    # Frame 0 is this function, and frame 1 is `Kernels`.
     for frame, _ in traceback.walk_stack(sys._getframe(2)):
         file = frame.f_code.co_filename
         if file.startswith(str(ROOT / "prometar")):
@@ -39,7 +42,8 @@ def count(rehearsal: Rehearsal, *, places: bool = False) -> tuple[Kernels, int]:
     """Return the kernels of a step, and its number of operations."""
     with rehearsal.mode, FlopCounterMode(display=False) as flops:
         rehearsal()
-    return kernels_of(rehearsal, calling_function if places else operator_name), flops.get_total_flops()
+    name_of = calling_function if places else operator_name
+    return kernels_of(rehearsal, name_of), flops.get_total_flops()
 
 
 def method_rows(values: dict[str, Any], **settings: Any) -> list[tuple[Any, ...]]:
@@ -53,7 +57,7 @@ def method_rows(values: dict[str, Any], **settings: Any) -> list[tuple[Any, ...]
         uncached, flops = count(first)
         later = replace(first, cache={})
         with later.mode:
-            later()
+            later()  # fills the cache
         cached, cached_flops = count(later)
         rows.append(
             (
@@ -93,14 +97,15 @@ def main() -> None:
     counted, flops = count(rehearsal, places=args.places)
     kernels = counted.kernels.total()
     size = counted.bytes.total()
-    by = {name: [number, counted.bytes[name]] for name, number in counted.kernels.most_common()}
-    figures = {"kernels": kernels, "views": counted.views, "bytes": size, "flops": flops, "by": by}
     print(f"{args.backbone}, {args.classes} classes, batch {config.train.batch_size}, {args.dtype}")
     print(table(("kernels", "views", "GB", "TFLOP"), [(kernels, counted.views, size / 1e9, flops / 1e12)]))
     print()
-    groups = [(name, number, moved / 1e9) for name, (number, moved) in list(by.items())[:16]]
+    most_frequent = counted.kernels.most_common(16)
+    groups = [(name, number, counted.bytes[name] / 1e9) for name, number in most_frequent]
     print(table(("place" if args.places else "operator", "kernels", "GB"), groups))
     if args.json:
+        by = {name: [number, counted.bytes[name]] for name, number in counted.kernels.most_common()}
+        figures = {"kernels": kernels, "views": counted.views, "bytes": size, "flops": flops, "by": by}
         args.json.write_text(json.dumps({"eager": figures, "machine": machine()}, indent=1) + "\n", "utf-8")
 
 

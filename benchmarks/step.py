@@ -1,19 +1,20 @@
-"""One training step: a plain transcription of the published code against the optimized implementation.
+"""Time and memory of one training step, compared with a plain transcription of the published code.
 
     python benchmarks/step.py [--classes 24 100] [--dtypes fp32 bf16] [--repeats 2] [--threads 2]
         [--limit-gb 24] [--quick] [--json FILE]
     python benchmarks/step.py --methods tcp mma ... [--classes 24] [--dtypes fp32 bf16] [--repeats 6]
         [--threads 2] [--records FILE] [--doc FILE] [--quick]
 
-The first form measures time, memory and arithmetic of ProMetaR with ViT-B/16, random weights and batch size
+The first form measures time, memory and operations of ProMetaR with ViT-B/16, random weights and batch size
 4. Both sides use the same images and prompts. The published code runs in fp32. Sides alternate in separate
-processes, and the first step of each process is not measured. Peak memory is that of the whole process, or on
-a GPU the memory that torch allocated. Operations are those of the executed matrix products. Their rate is
-compared with the rate of 2048 x 2048 products in the same process. `tests/parity` checks that both sides
+processes, and the first step of each process is not measured. Peak memory is that of the whole process. On a
+GPU, it is the memory that torch allocated. Operations are those of the executed matrix products. Their rate
+is compared with the rate of 2048 x 2048 products in the same process. `tests/parity` checks that both sides
 compute the same.
 
 The second form measures newer methods (step_methods.py). Each method and precision is a record in --records,
-and a repeated command only measures what is missing. The table also replaces a block of --doc.
+and a repeated command only measures what is missing. The table also replaces the block `step-methods` of
+--doc.
 """
 
 import argparse
@@ -55,11 +56,19 @@ from prometar.step.updates import Rates
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-COUNTED = 2  # timed steps per process
+COUNTED = 2
+"""Number of timed steps per process."""
 
 
 def make_step(side: str, num_classes: int, backbone: str, dtype: str) -> Callable[[], object]:
-    """Return a function that runs one step of a side. Every call has the same state and batch."""
+    """Return a function that runs one step of a side. Every call has the same state and batch.
+
+    Args:
+        side: "released" for the published code, "ours" for this project.
+        num_classes: Number of classes.
+        backbone: Name of the backbone, whose weights are random.
+        dtype: Key of `DTYPES`.
+    """
     clip = load_backbone(backbone, "random", dtype=DTYPES[dtype], device=DEVICE).clip
     method = build(Config())
     names = [f"class number {i}" for i in range(num_classes)]
@@ -114,7 +123,8 @@ def product_rate(dtype: str, size: int) -> float:
     """Return the operations per second of a large matrix product."""
     a = torch.randn(size, size).to(DEVICE, DTYPES[dtype])
     seconds = [timed(lambda: a @ a) for _ in range(12)]
-    return 2 * size**3 / median(seconds[2:])
+    operations = 2 * size**3  # size multiplications and additions for each of size^2 results
+    return operations / median(seconds[2:])  # the first two products warm up
 
 
 def reset_peak() -> None:
@@ -125,15 +135,23 @@ def reset_peak() -> None:
 
 
 def peak_gb() -> float:
+    """Return the peak of memory in GB: allocated GPU memory, or the memory of the process on a CPU."""
     if DEVICE == "cuda":
         return torch.cuda.max_memory_allocated() / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak_kib * 1024 / 1e9
 
 
 def measure(
     side: str, classes: int, backbone: str, dtype: str, threads: int, limit_gb: float, matrix_size: int
 ) -> Figures:
-    """Return seconds per step, operations, their rate and peak memory, or {"fits": False}."""
+    """Measure one side. A side that exceeds the memory limit returns {"fits": False}.
+
+    Returns:
+        `seconds` of each step, `flops` (operations of a step), `share` (rate of these operations divided by
+        the rate of large matrix products), `rates` (operations of large matrix products per second) and
+        `peak_gb`.
+    """
     torch.set_num_threads(threads)
     if DEVICE == "cpu":
         limit = int(limit_gb * 1e9)
@@ -154,8 +172,14 @@ def measure(
             raise
         return {"fits": False}
     flops = counter.get_total_flops()
-    share = flops / median(seconds) / median(rates)
-    return {"fits": True, "seconds": seconds, "flops": flops, "share": share, "rates": rates, "peak_gb": peak}
+    return {
+        "fits": True,
+        "seconds": seconds,
+        "flops": flops,
+        "share": flops / median(seconds) / median(rates),
+        "rates": rates,
+        "peak_gb": peak,
+    }
 
 
 def main() -> None:
@@ -187,7 +211,7 @@ def main() -> None:
 
 
 def compare_prometar(args: argparse.Namespace, dtypes: list[str], numbers_of_classes: list[int]) -> None:
-    """Compare steps of ProMetaR. The first side is the published code."""
+    """Compare steps of ProMetaR. Print a table and write --json."""
     common = {
         "backbone": args.backbone,
         "threads": args.threads,
@@ -197,15 +221,14 @@ def compare_prometar(args: argparse.Namespace, dtypes: list[str], numbers_of_cla
     rows = []
     everything = []
     for classes in numbers_of_classes:
-        sides = [("released", "fp32"), *(("ours", dtype) for dtype in dtypes)]
-        rounds = in_turn(
-            [{"side": side, "dtype": dtype, "classes": classes, **common} for side, dtype in sides],
-            args,
-            killed={"fits": False},
-        )
+        sides = [{"side": "released", "dtype": "fp32", "classes": classes, **common}]
+        for dtype in dtypes:
+            sides.append({"side": "ours", "dtype": dtype, "classes": classes, **common})
+        rounds = in_turn(sides, args, killed={"fits": False})
         everything += rounds
         released, *ours = rounds
-        rows += [row(classes, released, each, dtype) for each, dtype in zip(ours, dtypes, strict=True)]
+        for dtype, figures in zip(dtypes, ours, strict=True):
+            rows.append(row(classes, released, figures, dtype))
     print(f"{args.backbone}, batch 4, {describe(args.threads, 'the published code in fp32')}")
     print(table(HEAD, rows))
     return write_json(args, everything)

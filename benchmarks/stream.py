@@ -1,13 +1,13 @@
-"""Images per second of the training stream: DataLoader of torch against Ray Data in an actor.
+"""Images per second of the training stream: torch's DataLoader compared with Ray Data in an actor.
 
     python benchmarks/stream.py [--data-root DIR] [--workers 1 2] [--size 224] [--epochs 12] [--repeats 5]
         [--quick] [--json FILE]
 
 DIR contains dtd/. Without DIR, JPEGs of similar size are generated. Both sides decode, crop, resize and flip
-the same images in the same order with the same code and number of worker processes, in batches of four. The
-Ray side runs in an actor with the resources of a trial. The rate is that of a second full pass in a warm
-process, including the start of the pass. `in-process` uses no workers, for comparison. The pixels of all
-sides are checked for equality.
+the same images in the same order, in batches of four. They use the same code and the same number of worker
+processes. The Ray side runs in an actor with the resources of a trial. A third side, `in-process`, uses no
+workers. A pass reads the images of all epochs. The rate is that of a second pass in a warm process, including
+the start of the pass. The pixels of all sides are checked for equality.
 """
 
 import argparse
@@ -34,25 +34,39 @@ from prometar.data.streaming.transforms import TransformSpec, make_image
 from tune.execution.ray_cluster import start_ray
 
 Images = NDArray[np.uint8]
+
 Pass = Callable[[], Iterator[Images]]
-DIGESTED = 40  # batches whose pixels are compared
+"""Function that starts a pass and returns its batches."""
+
+DIGESTED = 40
+"""Number of batches whose pixels are compared."""
 
 
 def generate_images(folder: Path, count: int) -> None:
     """Write JPEGs of 224 x 224 pixels and about 17 kB, like photographs of DTD resized to 224 pixels."""
     rng = np.random.default_rng(0)
-    for k in range(count):
+    for number in range(count):
         coarse = rng.integers(0, 256, (14, 14, 3), dtype=np.uint8)
-        smooth = np.asarray(Image.fromarray(coarse).resize((224, 224), Image.Resampling.BICUBIC), np.int16)
-        noisy = (smooth + rng.normal(0, 12, smooth.shape)).clip(0, 255).astype(np.uint8)
-        Image.fromarray(noisy).save(folder / f"{k:04d}.jpg", quality=82)
+        resized = Image.fromarray(coarse).resize((224, 224), Image.Resampling.BICUBIC)
+        smooth = np.asarray(resized, np.int16)
+        noisy = smooth + rng.normal(0, 12, smooth.shape)
+        pixels = noisy.clip(0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number:04d}.jpg", quality=82)
 
 
 def order_of(root: str, generated: bool, size: int, epochs: int) -> tuple[ImageOrder, Source]:
-    """return the order of a training, and the source of its images."""
+    """Return the order of the images of a training run, and their source.
+
+    Args:
+        root: Folder of generated images, or folder that contains dtd/.
+        generated: True if the images were generated.
+        size: Size of an image in pixels.
+        epochs: Number of times that each image is read.
+    """
     if generated:
         names = sorted(path.name for path in Path(root).glob("*.jpg"))
-        items = tuple(Item(name, k % 10, str(k % 10)) for k, name in enumerate(names))
+        labels = [number % 10 for number in range(len(names))]  # ten classes
+        items = tuple(Item(name, label, str(label)) for name, label in zip(names, labels, strict=True))
         source: Source = FolderSource(root)
     else:
         dataset = open_dataset("dtd", root)
@@ -75,9 +89,9 @@ class OrderRows(torch.utils.data.Dataset[Images]):
 
 
 def loader_pass(order: ImageOrder, source: Source, workers: int) -> Pass:
-    warnings.filterwarnings(
-        "ignore", message="The given NumPy array is not writable"
-    )  # the arrays are only read
+    """Return the passes of a DataLoader."""
+    # The arrays are only read, so they need not be writable.
+    warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
     steps = [list(range(*order.row_range(step))) for step in range(order.num_steps)]
     loader = torch.utils.data.DataLoader(
         OrderRows(order, source), batch_sampler=steps, num_workers=workers, persistent_workers=True
@@ -86,10 +100,12 @@ def loader_pass(order: ImageOrder, source: Source, workers: int) -> Pass:
 
 
 def stream_pass(order: ImageOrder, source: Source, workers: int) -> Pass:
+    """Return the passes of Ray Data."""
     return lambda: (batch.images for batch in stream(order, source, cpus=workers))
 
 
 def local_pass(order: ImageOrder, source: Source, workers: int) -> Pass:
+    """Return the passes of the stream without workers."""
     return lambda: (batch.images for batch in stream_local(order, source))
 
 
@@ -97,24 +113,35 @@ PASSES = {"loader": loader_pass, "ray": stream_pass, "in-process": local_pass}
 
 
 def consume(kind: str, workers: int, root: str, generated: bool, size: int, epochs: int) -> Figures:
-    """Run two passes and time the second: seconds to the first batch, and images per second."""
-    start = PASSES[kind](*order_of(root, generated, size, epochs), workers)
-    state = hashlib.sha256()
-    for step, images in enumerate(start()):
+    """Run two passes and time the second one.
+
+    Returns:
+        `first` (seconds to the first batch), `rate` (images per second), `images` (their number) and `digest`
+        (of the pixels of the first batches).
+    """
+    order, source = order_of(root, generated, size, epochs)
+    start_pass = PASSES[kind](order, source, workers)
+    digest = hashlib.sha256()
+    for step, images in enumerate(start_pass()):
         if step < DIGESTED:
-            state.update(images.tobytes())
+            digest.update(images.tobytes())
+
     began = time.perf_counter()
     count = 0
     first = 0.0
-    for images in start():
-        first = first or time.perf_counter() - began
+    for images in start_pass():
+        if count == 0:
+            first = time.perf_counter() - began
         count += len(torch.as_tensor(images))
     seconds = time.perf_counter() - began
-    return {"first": first, "rate": count / seconds, "images": count, "digest": state.hexdigest()}
+    return {"first": first, "rate": count / seconds, "images": count, "digest": digest.hexdigest()}
 
 
 def consume_in_actor(workers: int, **work: Any) -> Figures:
-    """Run `consume` in an actor with the bundles of a trial: one for the actor, one for its stream."""
+    """Run `consume` in an actor with the resource bundles of a trial: one for the actor, one for its stream.
+
+    Ray is imported here, so that the other sides run in processes without Ray.
+    """
     import ray
     from ray.util.placement_group import placement_group
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -135,8 +162,11 @@ def consume_in_actor(workers: int, **work: Any) -> Figures:
 
 
 def measure(kind: str, **work: Any) -> Figures:
+    """Return the figures of a side (see `consume`)."""
     torch.set_num_threads(1)
-    return consume_in_actor(kind=kind, **work) if kind == "ray" else consume(kind, **work)
+    if kind == "ray":
+        return consume_in_actor(kind=kind, **work)
+    return consume(kind, **work)
 
 
 def main() -> None:
@@ -163,33 +193,33 @@ def main() -> None:
             print(f"{count} generated JPEGs")
             generate_images(Path(folder), count)
         work = {"root": root, "generated": generated, "size": args.size, "epochs": args.epochs}
-        kinds = [("in-process", 0)] + [(kind, n) for n in args.workers for kind in ("loader", "ray")]
-        rounds = in_turn([{"kind": kind, "workers": n, **work} for kind, n in kinds], args)
+        kinds = [("in-process", 0)]
+        for workers in args.workers:
+            kinds += [("loader", workers), ("ray", workers)]
+        sides = [{"kind": kind, "workers": workers, **work} for kind, workers in kinds]
+        rounds = in_turn(sides, args)
     show(kinds, rounds, args)
     write_json(args, rounds)
     return None
 
 
 def show(kinds: list[tuple[str, int]], rounds: list[list[Figures]], args: argparse.Namespace) -> None:
+    """Print the table. `kinds` are the kind and the number of workers of each side of `rounds`."""
     digests = {figures["digest"] for side in rounds for figures in side}
     rates = {kind: median_of(side, "rate") for kind, side in zip(kinds, rounds, strict=True)}
     firsts = {kind: median_of(side, "first") for kind, side in zip(kinds, rounds, strict=True)}
     print(describe(1, "uint8"))
+    num_images = rounds[0][0]["images"]
     print(
-        f"{rounds[0][0]['images']} images of {args.size} pixels, medians of {args.repeats} rounds; "
-        f"in-process {rates[kinds[0]]:.0f} images/s"
+        f"{num_images} images of {args.size} pixels, medians of {args.repeats} rounds; "
+        f"in-process {rates['in-process', 0]:.0f} images/s"
     )
-    rows = [
-        (
-            n,
-            rates["loader", n],
-            rates["ray", n],
-            rates["ray", n] / rates["loader", n],
-            firsts["loader", n],
-            firsts["ray", n],
-        )
-        for n in args.workers
-    ]
+    rows = []
+    for workers in args.workers:
+        loader = ("loader", workers)
+        ray = ("ray", workers)
+        ratio = rates[ray] / rates[loader]
+        rows.append((workers, rates[loader], rates[ray], ratio, firsts[loader], firsts[ray]))
     head = (
         "workers",
         "DataLoader images/s",
