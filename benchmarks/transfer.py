@@ -1,9 +1,12 @@
 """Measure what settings of other datasets are worth: enqueued in a search, and averaged to new defaults.
 
-    python benchmarks/transfer.py [--replays 2000] [--doc docs/measurements.md]  # replays, minutes
-    python benchmarks/transfer.py --train [--sets cells ...] [--budgets 8 12] [--out DIR]  # searches, hours
-    python benchmarks/transfer.py --show [--doc docs/measurements.md]            # their tables
-    python benchmarks/transfer.py --surrogates                                             # models of gains
+Replay recorded runs (minutes), run real searches (hours), print the tables of the real searches, or compare
+models that predict gains:
+
+    python benchmarks/transfer.py [--replays 2000] [--doc docs/measurements.md]
+    python benchmarks/transfer.py --train [--sets cells ...] [--budgets 8 12] [--out DIR]
+    python benchmarks/transfer.py --show [--doc docs/measurements.md]
+    python benchmarks/transfer.py --surrogates
 
 Protocol, fixed before the first run. Both parts leave one dataset out (the target). Other datasets (sources)
 have finished studies.
@@ -405,7 +408,9 @@ def measure_defaults(target: str, sources: Sequence[Path], out: Path) -> dict[st
 
 def read() -> list[dict[str, Any]]:
     """Return the stored outcomes."""
-    return [json.loads(line) for line in RECORDS.read_text("utf-8").splitlines()] if RECORDS.exists() else []
+    if not RECORDS.exists():
+        return []
+    return [json.loads(line) for line in RECORDS.read_text("utf-8").splitlines()]
 
 
 def todo(targets: Sequence[str], budgets: Sequence[int]) -> Iterator[tuple[str, int, str]]:
