@@ -75,8 +75,10 @@ class RenderedSet(Generic[Motif]):
 
     def paths(self, split: str) -> tuple[str, ...]:
         """Return the paths of a split ("train", "val" or "test"), ordered by class."""
-        count = self.counts[split]
-        return tuple(image_path(name, split, k) for name in self.classnames for k in range(count))
+        paths: list[str] = []
+        for name in self.classnames:
+            paths += [image_path(name, split, index) for index in range(self.counts[split])]
+        return tuple(paths)
 
     @cached_property
     def _seeds(self) -> dict[str, int]:

@@ -348,7 +348,8 @@ def zigzagged(canvas: Canvas) -> Floats:
 
 def _draw(pattern: Pattern, rng: np.random.Generator, size: int) -> Pixels:
     low, high = pattern.tiles
-    tiles = float(np.exp(rng.uniform(np.log(low), np.log(high))))
+    log_tiles = rng.uniform(np.log(low), np.log(high))
+    tiles = float(np.exp(log_tiles))
     canvas = Canvas.pattern(rng, size, tiles, turn=pattern.turn, warp=pattern.warp)
     ink = pattern.draw(canvas)
     background, color = contrasting_colors(rng)

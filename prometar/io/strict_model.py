@@ -101,7 +101,7 @@ def describe_problem(error: ErrorDetails, name: str) -> str:
         bound = re.sub(r"\d{16,}", lambda match: f"{float(match[0]):g}", bound)
         found = found.strip("'")  # pydantic accepts numbers in quotes
         return f"{name} must be {bound}, got {found}".lstrip()
-    message = error["msg"].replace("Input should be", "must be").partition(", unable to parse")[0]
+    message, _, _ = error["msg"].replace("Input should be", "must be").partition(", unable to parse")
     separator = " " if message.startswith("must be") else ": "
     return f"{name}{separator}{message}, got {found}".removeprefix(separator)
 

@@ -191,7 +191,8 @@ class Dataset:
 
 def paths_digest(items: Iterable[Item]) -> str:
     """Return the SHA-256 (hex) of the paths of images, in order."""
-    return hashlib.sha256("\n".join(item.path for item in items).encode()).hexdigest()
+    lines = "\n".join(item.path for item in items)
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def normalize_name(name: str) -> str:

@@ -233,8 +233,8 @@ def unreadable_images(
     if not isinstance(dataset.source, FolderSource):
         return {}
     folder = Path(dataset.source.folder)
-    record_name = hashlib.sha256(str(folder).encode()).hexdigest()[:32]
-    record_path = cache_folder() / "decoded-images" / f"{record_name}.json"
+    folder_digest = hashlib.sha256(str(folder).encode()).hexdigest()
+    record_path = cache_folder() / "decoded-images" / f"{folder_digest[:32]}.json"
     decoded_stamps = _read_record(record_path)
 
     stamps = {item.path: _stamp(folder / item.path) for item in items}

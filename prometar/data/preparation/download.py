@@ -235,7 +235,9 @@ class _Download:
             splits = read_split_file(file)
         except UserError as error:
             raise SourceError(f"{url}: {error}") from None
-        labels = {item.label for items in splits.values() for item in items}
+        labels: set[int] = set()
+        for items in splits.values():
+            labels.update(item.label for item in items)
         counts = {split: len(items) for split, items in splits.items()}
         differences = size_differences(self._benchmark.name, len(labels), counts)
         if differences:
@@ -259,9 +261,11 @@ class _Download:
     def _fetch_and_unpack(self, url: str, digest: str, inner: str = "") -> Path:
         """Download and unpack an archive, or the archive `inner` in it. Return the folder of its content."""
         # The transfer's folder is named by the address, so that a later call finds what has arrived.
-        transfer = self._transfers / hashlib.sha256(url.encode()).hexdigest()[:16]
+        url_digest = hashlib.sha256(url.encode()).hexdigest()
+        _, _, file_name = url.rpartition("/")
+        transfer = self._transfers / url_digest[:16]
         transfer.mkdir(exist_ok=True)
-        file = transfer / url.rpartition("/")[2]
+        file = transfer / file_name
         try:
             download_file(url, file, digest=digest, progress=self._progress)
         finally:
@@ -401,7 +405,8 @@ def _interrupted_transfer(url: str, file: Path) -> _ServedFile | None:
     if not _size(file):
         return None
     try:
-        record = _ServedFile(**json.loads(_record_path(file).read_bytes()))
+        content = _record_path(file).read_bytes()
+        record = _ServedFile(**json.loads(content))
     except (FileNotFoundError, ValueError, TypeError):
         return None
     return record if record.url == url else None
@@ -426,7 +431,8 @@ def _verify_digest(file: Path, expected: str, source: str) -> None:
     """
     if not expected:
         return
-    found = file_digest(file, expected.partition(":")[0])
+    algorithm, _, _ = expected.partition(":")
+    found = file_digest(file, algorithm)
     if found != expected:
         raise SourceError(f"{source} has the digest {found}, expected {expected}.")
 

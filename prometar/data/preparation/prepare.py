@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from prometar.data.datasets.benchmarks import BENCHMARKS
 from prometar.data.datasets.catalog import OWN_IMAGES, dataset_location, is_in_dataset_folder, open_dataset
-from prometar.data.datasets.dataset import Item
+from prometar.data.datasets.dataset import Dataset, Item
 from prometar.data.datasets.exclusions import EXCLUDED_FILE
 from prometar.data.datasets.prepared import MANIFEST, SCHEMA, Manifest, ShardEntry, find_manifest
 from prometar.data.preparation.check import read_and_verify
@@ -68,6 +68,36 @@ def prepare(
         raise UserError(f"{masked(target)} contains a copy of '{earlier.name}'. Choose another --to.")
 
     dataset = open_dataset(name, root)
+    shards, num_existing = _write_shards(dataset, target, earlier, shard_rows, progress)
+    manifest = Manifest(
+        name=name,
+        counts=dataset.counts,
+        note=dataset.note,
+        base_classes=dataset.base_classes,
+        shards=tuple(shards),
+    )
+    if dataset.excluded or read_file(target, EXCLUDED_FILE):
+        excluded_lines = [f"{path}\n" for path in sorted(dataset.excluded)]
+        _write_if_changed(target, EXCLUDED_FILE, "".join(excluded_lines).encode())
+    _write_if_changed(target, MANIFEST, manifest.model_dump_json(indent=1).encode())
+    return manifest, num_existing
+
+
+def _write_shards(
+    dataset: Dataset, target: str, earlier: Manifest | None, shard_rows: int, progress: ProgressCallback
+) -> tuple[list[ShardEntry], int]:
+    """Write the shards of a dataset to the folder or URI `target`.
+
+    Args:
+        earlier: Manifest in `target`, or None if there is none.
+
+    Returns:
+        The entries of all shards, and the number of shards that already existed.
+
+    Raises:
+        UserError: `earlier` lists different shards.
+        WorkError: images are missing or corrupt (the message lists them), or `target` is not writable.
+    """
     rows: list[Row] = []
     for split, items in dataset.splits.items():
         rows += [(item, split) for item in items]
@@ -84,31 +114,20 @@ def prepare(
             shard: ShardEntry = {"file": f"{number:05d}-{content_hash}.parquet"}
             if earlier is not None and shard not in earlier.shards:
                 raise UserError(
-                    f"{masked(target)} contains a different copy of '{name}'. Delete it, or use another --to."
+                    f"{masked(target)} contains a different copy of '{dataset.name}'. Delete it, or use "
+                    "another --to."
                 )
             if not _write_if_changed(target, shard["file"], content):
                 num_existing += 1
             shards.append(shard)
         progress(number + 1, len(chunks))
     if errors:
-        affected = f"{len(errors)} of {len(rows)} images of {name}"
+        affected = f"{len(errors)} of {len(rows)} images of {dataset.name}"
         raise WorkError(
             f"{affected} are missing or corrupt. {' '.join(errors)} To prepare the others, list these images "
             f"in {EXCLUDED_FILE} (docs/data.md)."
         )
-
-    manifest = Manifest(
-        name=name,
-        counts=dataset.counts,
-        note=dataset.note,
-        base_classes=dataset.base_classes,
-        shards=tuple(shards),
-    )
-    if dataset.excluded or read_file(target, EXCLUDED_FILE):
-        excluded_lines = [f"{path}\n" for path in sorted(dataset.excluded)]
-        _write_if_changed(target, EXCLUDED_FILE, "".join(excluded_lines).encode())
-    _write_if_changed(target, MANIFEST, manifest.model_dump_json(indent=1).encode())
-    return manifest, num_existing
+    return shards, num_existing
 
 
 def _encode_shard(rows: list[Row], images: list[bytes]) -> bytes:

@@ -84,7 +84,8 @@ def _split_train_val(dataset: Dataset, shots: int, seed: int, val_per_class: int
     rng = random.Random(0)
     sampled: set[Item] = set()
     for group in group_by_label(val_base).values():
-        sampled.update(rng.sample(group, min(val_per_class, len(group))))
+        count = min(val_per_class, len(group))
+        sampled.update(rng.sample(group, count))
     evaluated = tuple(item for item in val_base if item in sampled)
     return FewShotSplit(few_shot_base, {"base": evaluated}, note=note)
 

@@ -131,7 +131,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     is_16_bit = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
     if is_16_bit:  # Pillow would clip the gray levels to 255, so most pixels would be white
         gray = np.asarray(image).astype(np.float64) / (65535 / 255)
-        image = Image.fromarray(np.clip(np.rint(gray), 0, 255).astype(np.uint8))
+        rounded = np.clip(np.rint(gray), 0, 255)
+        image = Image.fromarray(rounded.astype(np.uint8))
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers")
     if image.mode == "I":

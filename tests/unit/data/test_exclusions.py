@@ -17,7 +17,9 @@ from prometar.training.run_result import read_result
 from tests.support.copies import write_tree
 from tests.support.small import BACKBONE
 
-TREE = [f"{name}/{k}.png" for name in ("ash", "fir", "oak", "yew") for k in range(12)]
+TREE: list[str] = []
+for name in ("ash", "fir", "oak", "yew"):
+    TREE += [f"{name}/{k}.png" for k in range(12)]
 
 
 @pytest.fixture

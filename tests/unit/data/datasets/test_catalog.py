@@ -117,6 +117,15 @@ def test_a_class_name_that_cannot_be_used_in_a_prompt_is_refused(
     assert not (tmp_path / "to").exists()
 
 
+def use_loader_that_returns(dataset: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make every custom loader return `dataset`."""
+
+    def load(root: str | None) -> object:
+        return dataset
+
+    monkeypatch.setattr(catalog, "instantiate", lambda name, args: load)
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [
@@ -132,10 +141,10 @@ def test_an_invalid_field_of_a_custom_dataset_is_refused(
 ) -> None:
     valid = Dataset("own", "own", train=(), val=(), test=(), source=FolderSource("."), template="a {}.")
     invalid = replace(valid, **{field: value})
-    monkeypatch.setattr(catalog, "instantiate", lambda name, args: lambda root: invalid)
+    use_loader_that_returns(invalid, monkeypatch)
     assert "own:Loader must return " in open_error("own:Loader", None)
 
 
 def test_a_custom_loader_that_returns_no_dataset_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(catalog, "instantiate", lambda name, args: lambda root: None)
+    use_loader_that_returns(None, monkeypatch)
     assert "own:Loader must return a Dataset, got NoneType" in open_error("own:Loader", None)

@@ -40,7 +40,10 @@ TREE = [
 
 def ten_images_each(*names: str) -> list[str]:
     """Return the paths of images in class folders."""
-    return [f"{name}/{k}.jpg" for name in names for k in range(10)]
+    paths: list[str] = []
+    for name in names:
+        paths += [f"{name}/{k}.jpg" for k in range(10)]
+    return paths
 
 
 FLAT = ten_images_each("oak_tree", "pine", "yew")

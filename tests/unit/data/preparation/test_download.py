@@ -273,7 +273,7 @@ def errors(capsys: pytest.CaptureFixture[str]) -> list[str]:
 
 
 @pytest.mark.parametrize("name", DOWNLOADED)
-def test_a_benchmark_is_placed_as_the_catalog_expects(
+def test_the_files_of_a_downloaded_benchmark_are_listed(
     server: Served, offer: Offer, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     offer(name)
@@ -292,8 +292,19 @@ def test_a_benchmark_is_placed_as_the_catalog_expects(
         assert f"Downloaded {root / benchmark.folder / file}\n" in captured.out
     assert "Complete. To check every image" in captured.out
 
-    assert open_dataset(name, root).splits == open_dataset(name, tmp_path / "origin").splits
     assert os.listdir(root) == [benchmark.folder]
+
+
+@pytest.mark.parametrize("name", DOWNLOADED)
+def test_a_downloaded_benchmark_equals_the_original_and_passes_the_check(
+    offer: Offer, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    offer(name)
+    root = tmp_path / "root"
+
+    download(name, root)
+
+    assert open_dataset(name, root).splits == open_dataset(name, tmp_path / "origin").splits
     assert main(["data", "check", name, "--data-root", str(root)]) == 0
     assert "differs from CoOp's" not in capsys.readouterr().out
 

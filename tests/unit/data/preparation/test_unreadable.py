@@ -14,7 +14,9 @@ from prometar.data.preparation.check import unreadable_images
 from prometar.errors import InfrastructureError, UserError
 from tests.support.copies import write_tree
 
-TREE = [f"{name}/{k}.png" for name in ("ash", "fir", "oak", "yew") for k in range(5)]
+TREE: list[str] = []
+for name in ("ash", "fir", "oak", "yew"):
+    TREE += [f"{name}/{k}.png" for k in range(5)]
 
 
 @pytest.fixture

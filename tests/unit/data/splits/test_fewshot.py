@@ -92,10 +92,12 @@ def test_a_fewshot_draw_from_an_empty_split_is_refused() -> None:
         draw((), shots=1, rng=random.Random(1))
 
 
-# At least two images of each of the classes 0 to 6.
-trainable_items = st.lists(st.integers(0, 6), min_size=1, max_size=80).map(
-    lambda labels: make_items([*labels, *range(7), *range(7)])
-)
+def make_trainable_items(labels: list[int]) -> Items:
+    """Return one image per label, and two more images of each of the classes 0 to 6."""
+    return make_items([*labels, *range(7), *range(7)])
+
+
+trainable_items = st.builds(make_trainable_items, st.lists(st.integers(0, 6), min_size=1, max_size=80))
 
 
 @given(trainable_items)

@@ -209,7 +209,8 @@ def test_a_transform_with_exif_rotation_treats_a_photo_like_an_upright_image(
     orientation: int | None, train: bool
 ) -> None:
     file = photo(orientation)
-    upright = saved(ImageOps.exif_transpose(Image.open(io.BytesIO(file))))
+    stored = Image.open(io.BytesIO(file))
+    upright = saved(ImageOps.exif_transpose(stored))
     spec = TransformSpec(16, train, exif_rotation=True)
     assert np.array_equal(make_image(spec, file, seed=3), make_image(spec, upright, seed=3))
 
