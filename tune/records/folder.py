@@ -34,9 +34,13 @@ from tune.records.schema import (
 from tune.records.timeline import TimelineEntry, read_timeline
 
 STATE_NAMES: dict[State, str] = {"COMPLETE": "completed", "PRUNED": "pruned", "FAIL": "failed"}
+"""Name of each state in texts, in the order in which reports list the states."""
 SETTINGS_FILES: dict[SettingsName, str] = {"selected": "selected.yaml", "baseline": "default.yaml"}
-BEST_FILE = "best.yaml"  # the settings that the verdict recommends
+"""File that contains the selected or the default settings."""
+BEST_FILE = "best.yaml"
+"""File that contains the settings that the verdict recommends."""
 _FILES = {StudyRecord: "study.yaml", Confirmation: "confirmation.json", FinalTest: "finals.json"}
+"""File of each record that a study has only once."""
 
 
 class StudyFolder:
@@ -51,6 +55,7 @@ class StudyFolder:
         return cls(config.location.out / config.name)
 
     def trial_folder(self, number: int) -> Path:
+        """Return the folder of trial `number`."""
         return self.path / "trials" / f"{number:04d}"
 
     def confirmation_folder(self, number: int, seed: int) -> Path:
@@ -85,11 +90,11 @@ class StudyFolder:
 
         Args:
             config: Configuration of the study.
-            input_digests: Digests by name. They are of inputs that affect results and are not settings, such
-                as splits.
+            input_digests: Digests by name of all inputs that affect results, except settings. An example is a
+                split.
             classes: Base and new classes by dataset, for the report. Default: unknown.
             excluded: Paths of the excluded images by dataset. Default: none.
-            exclusion_notes: Remarks to add to those of earlier commands.
+            exclusion_notes: Remarks on excluded images. They are added to the remarks of earlier commands.
 
         Raises:
             UserError: the existing study.yaml is corrupt or has another file format.
@@ -103,21 +108,22 @@ class StudyFolder:
         if previous is not None:
             earlier_environments = [*previous.earlier_environments, previous.environment]
             all_notes = [*previous.exclusion_notes, *exclusion_notes]
-        self.write(
-            StudyRecord(
-                config=config,
-                id=self.study_id,
-                score_name=objective.title,
-                reads_test_images=objective.search_reads_test_images,
-                digests=input_digests,
-                command=masked(_command_line(sys.argv)),
-                environment=current,
-                earlier_environments=tuple(each for each in earlier_environments if each != current),
-                classes=classes or {},
-                excluded=excluded or {},
-                exclusion_notes=tuple(dict.fromkeys(all_notes)),
-            )
+        distinct_notes = tuple(dict.fromkeys(all_notes))  # in order
+
+        record = StudyRecord(
+            config=config,
+            id=self.study_id,
+            score_name=objective.title,
+            reads_test_images=objective.search_reads_test_images,
+            digests=input_digests,
+            command=masked(_command_line(sys.argv)),
+            environment=current,
+            earlier_environments=tuple(each for each in earlier_environments if each != current),
+            classes=classes or {},
+            excluded=excluded or {},
+            exclusion_notes=distinct_notes,
         )
+        self.write(record)
 
     def write_settings(self, name: str, config: Config, *, comment: str = "") -> None:
         """Write a configuration for `prometar train --config`.
@@ -151,9 +157,10 @@ class StudyFolder:
         return any((self.path / "trials").glob("*/record.json"))
 
     def read(self, kind: type[SingleRecord]) -> SingleRecord | None:
-        """Return the record of a type of which a study has only one, or None if its file does not exist.
+        """Return the study's record of a type, or None if its file does not exist.
 
-        `read_trials` reads the records of trials.
+        Args:
+            kind: Type of which a study has only one record. `read_trials` reads the records of trials.
 
         Raises:
             UserError: the file cannot be read, is corrupt, or has another file format.
@@ -222,9 +229,10 @@ class Records:
 
     @property
     def state_summary(self) -> str:
-        """Number of trials in each state, as text."""
+        """Number of trials in each state, such as "20 completed, 3 pruned, 1 failed"."""
         states = [trial.state for trial in self.trials]
-        return ", ".join(f"{states.count(state)} {name}" for state, name in STATE_NAMES.items())
+        counts = [f"{states.count(state)} {name}" for state, name in STATE_NAMES.items()]
+        return ", ".join(counts)
 
     @cached_property
     def completed(self) -> list[TrialRecord]:
@@ -233,9 +241,10 @@ class Records:
 
     @cached_property
     def baseline(self) -> TrialRecord | None:
-        """Trial with the default settings, preferably a completed one. None if none has ended.
+        """Trial with the default settings, preferably a completed one. None if no such trial has ended.
 
-        If trial 0 fails, the next command runs the default settings again, as a trial with another number.
+        There are several such trials if trial 0 fails, because the next command then runs the default
+        settings again, as a trial with another number.
         """
         for trial in (*self.completed, *self.trials):
             if trial.is_baseline:
@@ -253,7 +262,10 @@ class Records:
 
     @property
     def current_test(self) -> FinalTest | None:
-        """The final test. None if it has not finished, or if selection or `--final-epochs` have changed."""
+        """The final test, None if it has not finished or is out of date.
+
+        A final test is out of date if the selected trial or `--final-epochs` has changed.
+        """
         test = self.final_test
         if test is None:
             return None
@@ -262,10 +274,10 @@ class Records:
             return test
         if test.epochs != self.config.test.epochs:
             return None
-        same_trial = test.selected.number == selected.number
+        is_same_trial = test.selected.number == selected.number
         # Trials with the default settings have equal settings, but different numbers (see `baseline`).
-        both_baseline = test.selected.is_baseline and selected.is_baseline
-        return test if same_trial or both_baseline else None
+        both_are_baseline = test.selected.is_baseline and selected.is_baseline
+        return test if is_same_trial or both_are_baseline else None
 
 
 def read_records(folder: Path) -> Records:

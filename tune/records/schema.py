@@ -35,7 +35,9 @@ Score = Annotated[float, Field(ge=-1e6, le=1e6)]
 NonNegative = Annotated[float, Field(ge=0, le=1e10)]
 
 _STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, validate_by_name=True)
-_Digests = Annotated[Mapping[str, str], Field(alias="contents")]  # aliases: the keys in existing files
+
+# Fields whose keys in record files differ from their names. Files of earlier versions have these keys.
+_Digests = Annotated[Mapping[str, str], Field(alias="contents")]
 _ReadsTestImages = Annotated[bool, Field(alias="leaks")]
 _Error = Annotated[str, Field(alias="failed")]
 _IsBaseline = Annotated[bool, Field(alias="baseline")]
@@ -50,13 +52,15 @@ class RunScore:
     """Result of one training run of a trial, the confirmation or the final test.
 
     Args:
-        base, new, objective: Accuracies on base and new classes in percent, and score. None if not measured.
-        seconds: Training time.
+        base, new: Accuracies on base and new classes in percent. None if not measured.
+        objective: Score of the run. None if not measured.
+        seconds: Training time in seconds. None if unknown.
         error: Error message, or "" if the run did not fail.
-        cpus, gpus: Allocated resources, None if unknown.
+        cpus, gpus: Numbers of allocated CPUs and GPUs. None if unknown.
         alignment: Mean cosine of the support and query gradients during training, None if not measured.
         metrics: Other metrics of a final-test run, by evaluation set. Empty for runs of version 0.2.
-        joint_accuracies: Accuracies among base and new classes together (`RunResult`).
+        joint_accuracies: Accuracies on the sets "base" and "new" in percent, if each image is classified
+            among base and new classes together. Empty if not measured.
     """
 
     dataset: str
@@ -74,7 +78,13 @@ class RunScore:
 
     @classmethod
     def of(cls, config: Config, metrics: Mapping[str, Any], /, **fields: Any) -> Self:
-        """Create the score of a run from metrics, such as those of an epoch. `fields` sets other fields."""
+        """Create the score of a run.
+
+        Args:
+            config: Configuration of the run.
+            metrics: Measured values by name, such as those of an epoch.
+            fields: Values of other fields.
+        """
         names = ("base", "new", "objective", "seconds")
         measured: dict[str, Any] = {name: metrics.get(name) for name in names}
         return cls(dataset=config.data.name, seed=config.train.seed, **measured, **fields)
@@ -95,30 +105,35 @@ def seed_means(runs: Iterable[RunScore], metric: Goal = "objective") -> dict[int
 def mean_of(runs: Iterable[RunScore], metric: Goal = "objective") -> float | None:
     """Return the mean of a metric over runs, or None if there are no runs or a value is missing."""
     values = [getattr(run, metric) for run in runs]
-    return mean(values) if values and None not in values else None
+    if not values or None in values:
+        return None
+    return mean(values)
 
 
 PARTS = ("base", "new")
-"""Evaluation sets of the final test."""
+"""Evaluation sets of the final test: images of the base classes and of the new classes."""
 
 
 def metrics_by_part(runs: RunScores) -> dict[str, list[ClassificationMetrics]]:
-    """Return the metrics of the runs that have any, for the parts base and new, if there are any.
+    """Return the metrics of each run by evaluation set ("base" or "new").
 
-    All metrics of a part have the same classes.
+    Runs without metrics are left out, as are runs whose classes differ from those of the first run.
+    Evaluation sets without metrics are left out, too.
     """
     by_part: dict[str, list[ClassificationMetrics]] = {}
     for part in PARTS:
         metrics = [run.metrics[part] for run in runs if part in run.metrics]
-        same_classes = [each for each in metrics if each.classnames == metrics[0].classnames]
-        if same_classes:
-            by_part[part] = same_classes
+        with_same_classes = [each for each in metrics if each.classnames == metrics[0].classnames]
+        if with_same_classes:
+            by_part[part] = with_same_classes
     return by_part
 
 
 @dataclass(frozen=True, config=_STRICT)
 class EpochReport:
-    """Result of one epoch of a job, whose runs (such as those of a trial) a worker trains together.
+    """Result of one epoch of a job.
+
+    A worker trains all runs of a job together, such as the runs of a trial.
 
     Args:
         epoch: Number of the epoch, counted from 1. 0 if no epoch has ended yet.
@@ -138,19 +153,25 @@ class EpochReport:
 
     @property
     def objective(self) -> float | None:
-        """Mean objective over the runs."""
+        """Mean objective over the runs, None if a run has no objective."""
         return mean_of(self.runs)
 
     @property
     def metrics(self) -> dict[str, float]:
         """Measured values by name: means of the scores over runs, the sum of `seconds`, and the loss."""
-        means = {name: mean_of(self.runs, name) for name in ("objective", "base", "new")}
-        seconds = sum(run.seconds or 0.0 for run in self.runs) if self.runs else None
-        values = {**means, "loss": self.loss, "seconds": seconds}
+        values: dict[str, float | None] = {
+            "objective": mean_of(self.runs, "objective"),
+            "base": mean_of(self.runs, "base"),
+            "new": mean_of(self.runs, "new"),
+            "loss": self.loss,
+        }
+        if self.runs:
+            values["seconds"] = sum(run.seconds or 0.0 for run in self.runs)
         return {name: value for name, value in values.items() if value is not None}
 
 
 REPORT_ADAPTER = TypeAdapter(EpochReport)
+"""Converter of epoch reports to and from JSON."""
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -160,12 +181,14 @@ class TrialRecord:
     Args:
         origin: Source of the settings: the defaults (baseline), `--enqueue`, or the sampler.
         source: File, or trial of another study, of enqueued settings. "" for other trials.
-        objective, base, new: Means over the runs after the last epoch, None if not measured.
+        objective, base, new: Score, and accuracies on base and new classes in percent, as means over the runs
+            after the last epoch. None if not measured.
         epoch: Number of the last epoch.
         scores_by_epoch: Mean objective over the runs after each epoch, by epoch number (from 1).
-        seconds: Training time, summed over the runs.
+        seconds: Training time in seconds, summed over the runs.
         notes: Notes for the user.
         reason: Failure reason, or "" if the trial did not fail.
+        started, ended: Local times at which the trial started and ended. None if unknown.
     """
 
     number: NonNegativeInt
@@ -244,10 +267,14 @@ class Confirmation:
     @property
     def fresh_runs(self) -> list[RunScore]:
         """Runs of all candidates with the fresh seeds. All other runs of candidates belong to the search."""
-        return [run for each in self.candidates for run in each.runs if run.seed in self.seeds]
+        fresh_runs: list[RunScore] = []
+        for candidate in self.candidates:
+            fresh_runs += [run for run in candidate.runs if run.seed in self.seeds]
+        return fresh_runs
 
     @property
     def selected_candidate(self) -> Candidate:
+        """Candidate with the number `selected_number`."""
         return next(each for each in self.candidates if each.number == self.selected_number)
 
 
@@ -256,10 +283,12 @@ class DatasetTest:
     """Final test on one dataset.
 
     Args:
-        selected, baseline: One run per seed. If the baseline was selected, both contain the same runs.
-        difference, base_difference, new_difference: Intervals over seed pairs of selected minus baseline,
-            in points of H, base and new accuracy. None for a selected baseline or fewer than two pairs.
-        published: Published H of the method, None if unknown or not comparable.
+        selected, baseline: One run per seed with the selected and with the default settings. If the baseline
+            was selected, both contain the same runs.
+        difference: Mean of selected minus baseline in H, and its interval over seed pairs, in points. None if
+            the baseline was selected, or for fewer than two pairs.
+        base_difference, new_difference: Like `difference`, for base and new accuracy.
+        published: Published H of the method in percent, None if unknown or not comparable.
     """
 
     selected: RunScores
@@ -296,8 +325,11 @@ def mean_differences(tests: Iterable[DatasetTest], metric: str = "objective") ->
     Seeds that lack a value on any of the datasets are omitted.
     """
     by_dataset = [paired_differences(test.selected, test.baseline, metric) for test in tests]
-    complete_seeds = [seed for seed in by_dataset[0] if all(seed in by_seed for by_seed in by_dataset)]
-    return {seed: mean(by_seed[seed] for by_seed in by_dataset) for seed in complete_seeds}
+    means: dict[int, float] = {}
+    for seed in by_dataset[0]:
+        if all(seed in by_seed for by_seed in by_dataset):
+            means[seed] = mean(by_seed[seed] for by_seed in by_dataset)
+    return means
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -305,13 +337,18 @@ class FinalTest:
     """finals.json: comparison of the selected and the default settings on the test images.
 
     Args:
+        seeds: Seeds of the seed pairs. A pair is a run with the selected and a run with the default settings.
         epochs: Epochs (`--final-epochs`) per run, or per baseline run if the search sets the epochs.
         selected: Selected settings, with the runs on which the selection is based.
-        difference: Interval of selected minus baseline in H over the seed pairs. With several datasets, the
-            difference of a pair is its mean over the datasets.
+        datasets: Results by dataset.
+        difference: Mean of selected minus baseline in H, and its interval over the seed pairs, in points.
+            With several datasets, the difference of a pair is its mean over the datasets. None if the
+            baseline was selected, or if fewer than two pairs finished.
+        verdict: Settings to use.
         alpha: Significance level of all intervals. It depends on the number of seed pairs.
-        min_relevant: Smallest relevant difference in H, None if the number of seed pairs was fixed.
-        detectable: Smallest true difference detected with 80% power, None if fewer than two pairs finished.
+        min_relevant: Smallest relevant difference in H in points, None if the number of seed pairs was fixed.
+        detectable: Smallest true difference in H, in points, that the test detects with 80% power. None if
+            fewer than two pairs finished.
         earlier_tests: Trial numbers of the settings that earlier final tests compared with the baseline.
         extended_after: Numbers of seed pairs after which a user saw a result and changed `--final-seeds`.
     """
@@ -341,20 +378,25 @@ class FinalTest:
 
     @property
     def interval_name(self) -> str:
-        """Name of all intervals of this test, with the level that holds although a test may stop early."""
+        """Name of all intervals of this test, with their confidence level.
+
+        "sequential" means that the level holds although the test may stop early. "unadjusted" means that the
+        level does not hold, because a user saw a result and changed the seeds.
+        """
         if self.extended_after:
             return "unadjusted 95% CI"
         return "sequential 95% CI" if self.is_sequential else "95% CI"
 
     @property
     def recommends_baseline(self) -> bool:
-        """True if the default settings are better: by the verdict or, if it is "either", by the mean."""
+        """True if the verdict is "baseline", or "either" while the default settings have a higher mean."""
         if self.verdict != "either":
             return self.verdict == "baseline"
         if self.difference is not None:
             return self.difference.mean < 0
-        # A single seed pair has a mean, but no interval.
-        return any(each < 0 for each in mean_differences(self.datasets.values()).values())
+        # `difference` is None if only one seed pair finished. That pair has a difference, but no interval.
+        differences = mean_differences(self.datasets.values())
+        return any(difference < 0 for difference in differences.values())
 
     @property
     def compared_names(self) -> list[SettingsName]:
@@ -377,7 +419,10 @@ class FinalTest:
     @property
     def selected_failures(self) -> list[str]:
         """Error messages of runs that failed with the selected but not with the default settings."""
-        return [message for test in self.datasets.values() for message in test.selected_failures]
+        messages: list[str] = []
+        for test in self.datasets.values():
+            messages += test.selected_failures
+        return messages
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -395,7 +440,7 @@ class StudyRecord:
     Args:
         score_name: Name of the score that the search maximizes, such as "H".
         reads_test_images: True if the search reads test images, which biases the final test.
-        digests: Digests, by name, of inputs other than settings that affect results, e.g. splits.
+        digests: Digests by name of all inputs that affect results, except settings. An example is a split.
         id: Random name of the study. It stays the same if the folder moves. "" in studies of version 0.2.0.
         command: Last command that ran the study.
         environment: Software versions and machine of the last command.
@@ -440,9 +485,10 @@ def read_record(path: Path, kind: type[Record]) -> Record | None:
         text = read_bytes(path).decode() if path.suffix == ".json" else json.dumps(read_yaml(path))
         data = json.loads(text)
         if isinstance(data, dict) and data.get("version") != VERSION:
+            file_format = str(data.get("version"))[:20]
             raise UserError(
-                f"{path} has file format {str(data.get('version'))[:20]}, but this release reads format "
-                f"{VERSION}. Use the prometar release that wrote it, or another study (--study NAME)."
+                f"{path} has file format {file_format}, but this release reads format {VERSION}. "
+                "Use the prometar release that wrote it, or another study (--study NAME)."
             )
         return _ADAPTERS[kind].validate_json(text, by_alias=True, by_name=False)
     except OSError as error:
@@ -450,7 +496,8 @@ def read_record(path: Path, kind: type[Record]) -> Record | None:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         field = ".".join(map(str, first["loc"])) or "top level"
-        problem = f"{field}: {first['msg'].removeprefix('Value error, ')}"
+        message = first["msg"].removeprefix("Value error, ")
+        problem = f"{field}: {message}"
     except (TypeError, ValueError, RecursionError) as error:  # invalid JSON, deep nesting, or YAML dates
         problem = str(error).splitlines()[0][:100]
     fix = "Restore it from a backup" if kind is StudyRecord else "Remove it, then rerun the command to resume"
@@ -458,7 +505,7 @@ def read_record(path: Path, kind: type[Record]) -> Record | None:
 
 
 def write_record(path: Path, record: Record) -> None:
-    """Write a record as JSON or YAML.
+    """Write a record as JSON or, if the name of the file does not end in ".json", as YAML.
 
     Raises:
         InfrastructureError: the disk is full, or the folder is not writable.
@@ -469,4 +516,5 @@ def write_record(path: Path, record: Record) -> None:
     else:
         data = adapter.dump_python(record, mode="json", by_alias=True)
         content = dump_yaml(data).encode()
+
     write_atomically(path, content)

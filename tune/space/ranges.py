@@ -17,18 +17,26 @@ Settings = Mapping[str, Value]
 
 
 def _distinct(values: tuple[object, ...]) -> tuple[object, ...]:
+    """Return `values`.
+
+    Raises:
+        ValueError: two of them are equal.
+    """
     if len(set(values)) < len(values):
         raise ValueError(f"values must be distinct, got {' '.join(map(str, values))}")
     return values
 
 
 Distinct = AfterValidator(_distinct)
+"""Annotation of a tuple whose values must be distinct."""
 
 
 class _Range(StrictModel):
     """Base class of ranges.
 
-    when: Condition, {} if none. The setting is sampled only if every setting in `when` has a listed value.
+    Args:
+        when: Condition: allowed values of other settings, by dotted key. The setting is sampled only if each
+            of these settings has one of its allowed values. Default: {}, no condition.
     """
 
     when: Mapping[str, tuple[Value, ...]] = Field(default={}, exclude_if=lambda when: not when)
@@ -36,30 +44,45 @@ class _Range(StrictModel):
     @field_validator("when", mode="before")
     @classmethod
     def _wrap_single_values(cls, when: object) -> object:
+        """Accept a single allowed value instead of a list: {prompts.kind: coupled}."""
         if not isinstance(when, Mapping):
             return when
-        return {key: values if isinstance(values, list | tuple) else [values] for key, values in when.items()}
+        wrapped: dict[object, object] = {}
+        for key, values in when.items():
+            wrapped[key] = values if isinstance(values, list | tuple) else [values]
+        return wrapped
 
     @property
     def condition_text(self) -> str:
         """`when` as a clause, such as " if prompts.kind = coupled", or "" without a condition."""
-        texts = [f"{key} = {' or '.join(map(str, values))}" for key, values in self.when.items()]
-        return f" if {' and '.join(texts)}" if texts else ""
+        if not self.when:
+            return ""
+        clauses: list[str] = []
+        for key, values in self.when.items():
+            allowed = " or ".join(map(str, values))
+            clauses.append(f"{key} = {allowed}")
+        return f" if {' and '.join(clauses)}"
 
     def is_active(self, settings: Settings) -> bool:
         """Return True if `settings` satisfy the condition, or if there is none."""
         return all(key in settings and settings[key] in values for key, values in self.when.items())
 
 
-_IntIfWhole = Annotated[float, AfterValidator(lambda x: int(x) if x.is_integer() else x)]  # 8.0 -> 8
+def _int_if_whole(number: float) -> float:
+    """Return a whole number, such as 8.0, as an integer. Return other numbers unchanged."""
+    return int(number) if number.is_integer() else number
+
+
+_Bound = Annotated[float, AfterValidator(_int_if_whole)]
+"""Bound of a range. A whole bound is an integer, as both bounds of an integer range must be."""
 
 
 class NumberRange(_Range):
     """Floats or integers from low to high, both included. With `log`, they are sampled on a log scale."""
 
     type: Literal["float", "int"]
-    low: _IntIfWhole
-    high: _IntIfWhole
+    low: _Bound
+    high: _Bound
     log: StrictBool = Field(default=False, exclude_if=lambda log: not log)
 
     @model_validator(mode="after")
@@ -74,25 +97,42 @@ class NumberRange(_Range):
 
     @property
     def probe_values(self) -> tuple[float, ...]:
-        """Values that test if a setting accepts the range: bounds and, for floats, also a non-integer."""
-        non_integer = (self.low + (self.high - self.low) / math.pi,) if self.type == "float" else ()
-        return self.low, self.high, *non_integer
+        """Values that show whether a setting accepts the range: both bounds and, for floats, a third value.
+
+        The third value is not an integer. A setting that accepts only integers rejects it, even if it accepts
+        both bounds.
+        """
+        if self.type == "int":
+            return self.low, self.high
+        non_integer = self.low + (self.high - self.low) / math.pi
+        return self.low, self.high, non_integer
 
     def contains(self, value: object) -> bool:
-        kinds = (int,) if self.type == "int" else (int, float)
-        return isinstance(value, kinds) and not isinstance(value, bool) and self.low <= value <= self.high
+        """Return True if `value` is a number of the range's type and lies within the bounds."""
+        if isinstance(value, bool):  # `bool` is a subclass of `int`
+            return False
+        types = int if self.type == "int" else int | float
+        return isinstance(value, types) and self.low <= value <= self.high
 
     def nearest(self, value: object) -> Value | None:
-        """Return the value of the range that is nearest to a number. None if it is not such a number."""
+        """Return the value of the range that is nearest to `value`.
+
+        Returns:
+            A bound if `value` lies outside the range. None if `value` is not a number, or if it is a
+            non-integer within an integer range.
+        """
         if isinstance(value, bool) or not isinstance(value, int | float):
             return None
         clipped = min(max(value, self.low), self.high)
         return clipped if self.contains(clipped) else None
 
     def describe(self) -> str:
-        return f"{self.low:.12g} .. {self.high:.12g}{' (log)' if self.log else ''}"
+        """Return the bounds and the scale as text, such as "0.001 .. 0.1 (log)"."""
+        scale = " (log)" if self.log else ""
+        return f"{self.low:.12g} .. {self.high:.12g}{scale}"
 
     def suggest(self, name: str, trial: "Trial") -> float:
+        """Sample a value of the setting `name` with Optuna."""
         if self.type == "int":
             return trial.suggest_int(name, int(self.low), int(self.high), log=self.log)
         return trial.suggest_float(name, self.low, self.high, log=self.log)
@@ -110,6 +150,7 @@ class Choice(_Range):
         return self.choices
 
     def contains(self, value: object) -> bool:
+        """Return True if `value` is one of the choices."""
         return value in self.choices
 
     def nearest(self, value: object) -> Value | None:
@@ -117,9 +158,11 @@ class Choice(_Range):
         return cast(Value, value) if self.contains(value) else None
 
     def describe(self) -> str:
+        """Return the choices as text, such as "sgd | adam"."""
         return " | ".join(map(str, self.choices))
 
     def suggest(self, name: str, trial: "Trial") -> Value:
+        """Sample a value of the setting `name` with Optuna."""
         return cast(Value, trial.suggest_categorical(name, self.choices))
 
 

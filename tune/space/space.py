@@ -1,7 +1,6 @@
 """Search spaces: YAML files that map settings to ranges. A range may have a condition on other settings."""
 
 from collections.abc import Mapping, Set
-from contextlib import suppress
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
@@ -28,6 +27,7 @@ EPOCHS_KEY = "train.epochs"
 SHARED_SPACE = "default"
 """Name of the space of all methods that have no space of their own."""
 _SPACES_FOLDER = files("tune.space") / "spaces"
+_EXAMPLE_OF_RANGE = "optim.lr: {type: float, low: 0.001, high: 0.1, log: true}"
 MAX_COMBINATIONS = 1000
 """Number of combinations above which `Space.combinations` returns None."""
 
@@ -51,14 +51,15 @@ class Space(StrictModel):
             for other, values in entry.when.items():
                 if other not in earlier:
                     raise ValueError(f"{key}: its condition refers to '{other}', which must be listed above")
-                if not values or not all(map(earlier[other].contains, values)):
+                has_only_valid_values = all(earlier[other].contains(value) for value in values)
+                if not values or not has_only_valid_values:
                     allowed = earlier[other].describe()
                     raise ValueError(f"{key}: the values for {other} in its condition must lie in {allowed}")
             earlier[key] = entry
         return self
 
     def sample(self, trial: "Trial") -> dict[str, Value]:
-        """Sample every setting whose condition holds."""
+        """Sample every setting whose condition holds. Return the values by dotted key."""
         settings: dict[str, Value] = {}
         for key, entry in self.ranges.items():
             if entry.is_active(settings):
@@ -66,7 +67,11 @@ class Space(StrictModel):
         return settings
 
     def combinations(self) -> list[dict[str, Value]] | None:
-        """Return all combinations of settings, or None if they include floats or exceed MAX_COMBINATIONS."""
+        """Return all combinations of settings.
+
+        Returns:
+            None if a setting is a float, or if there may be more than MAX_COMBINATIONS combinations.
+        """
         combinations: list[dict[str, Value]] = [{}]
         for key, entry in self.ranges.items():
             if entry.type == "float":
@@ -74,15 +79,20 @@ class Space(StrictModel):
             values = entry.choices if entry.type == "choice" else range(int(entry.low), int(entry.high) + 1)
             if len(combinations) * len(values) > MAX_COMBINATIONS:
                 return None
-            combinations = [
-                {**settings, **chosen}
-                for settings in combinations
-                for chosen in ([{key: value} for value in values] if entry.is_active(settings) else [{}])
-            ]
+            extended: list[dict[str, Value]] = []
+            for settings in combinations:
+                if entry.is_active(settings):
+                    extended += [{**settings, key: value} for value in values]
+                else:
+                    extended.append(settings)
+            combinations = extended
         return combinations
 
     def default_values(self, config: Config) -> dict[str, Value]:
-        """Return the default values (in `config`) of the searched settings whose conditions hold.
+        """Return the default values of the searched settings whose conditions hold.
+
+        Args:
+            config: Default settings.
 
         Raises:
             UserError: a setting does not exist, or its value lies outside its range.
@@ -90,46 +100,57 @@ class Space(StrictModel):
         values = config.flat()
         searched: dict[str, Value] = {}
         for key, entry in self.ranges.items():
-            active = entry.is_active(searched)
+            is_active = entry.is_active(searched)
             # An inactive setting may be missing, because the component's kind in `config` does not have it.
-            if key not in values and (active or not (is_setting(key) or ".args." in key)):
+            may_be_missing = not is_active and (is_setting(key) or ".args." in key)
+            if key not in values and not may_be_missing:
                 raise UserError(f"--space {self.name} searches {key}, which is not a setting of a run.")
-            if active:
+            if is_active:
                 searched[key] = values[key]
         return self.check(searched, where="the default settings")
 
     def check(self, given: Settings, *, where: str) -> dict[str, Value]:
-        """Return `given` without settings whose condition fails. `where` names the source in error messages.
+        """Return `given` without settings whose condition fails.
 
         A condition on a setting that is not given counts as met, because it may hold after sampling.
+
+        Args:
+            given: Values by dotted key.
+            where: Source of the values, which error messages name.
 
         Raises:
             UserError: a value lies outside its range, or a setting is not searched.
         """
-        if unknown := given.keys() - self.ranges.keys():
+        unknown = given.keys() - self.ranges.keys()
+        if unknown:
             raise UserError(f"{where}: {min(unknown)} is not in the space {self.name}. Remove it.")
         values: dict[str, Value] = {}
         inactive: set[str] = set()
         for key, entry in self.ranges.items():
-            if any(k in inactive or (k in values and values[k] not in v) for k, v in entry.when.items()):
-                inactive.add(key)
-            elif key in given:
-                if not entry.contains(given[key]):
-                    raise UserError(
-                        f"{where}: {key} = {given[key]!r} lies outside the range {entry.describe()} of the "
-                        f"space {self.name}. Choose another value, or pass a --space FILE with a wider range."
-                    )
-                values[key] = given[key]
+            for other, allowed in entry.when.items():
+                if other in inactive or (other in values and values[other] not in allowed):
+                    inactive.add(key)
+            if key in inactive or key not in given:
+                continue
+            if not entry.contains(given[key]):
+                raise UserError(
+                    f"{where}: {key} = {given[key]!r} lies outside the range {entry.describe()} of the "
+                    f"space {self.name}. Choose another value, or pass a --space FILE with a wider range."
+                )
+            values[key] = given[key]
         return values
 
     def fit(self, values: Mapping[str, Any]) -> tuple[dict[str, Value], list[str]]:
-        """Return the settings of a run that this space searches, and a description of each changed value.
+        """Return the searched settings of a run, with each value moved into its range.
 
         Numbers outside their range are replaced with the nearest bound. Settings whose condition fails are
         left out.
 
         Args:
             values: Settings of a run by dotted key, such as `Config.flat()`.
+
+        Returns:
+            The settings by dotted key, and a description of each replaced value.
 
         Raises:
             UserError: a value is not one of the choices, or has another type than its range.
@@ -159,7 +180,8 @@ class Space(StrictModel):
         leaves nothing to learn. Conditions on removed settings are evaluated with the default values.
 
         Args:
-            fixed: Settings whose values the user has fixed. They are also removed.
+            config: Default settings.
+            fixed: Dotted keys of settings whose values the user has fixed. They are also removed.
         """
         defaults = config.flat()
         ranges: dict[str, Range] = {}
@@ -172,16 +194,20 @@ class Space(StrictModel):
             if entry.is_active(defaults) and key in defaults and not entry.contains(defaults[key]):
                 continue
             required = required_values(entry, ranges)
-            with suppress(UserError):  # a value that conflicts with the configuration
+            try:
                 variants = [config.override({**required, key: value}) for value in entry.probe_values]
-                first, *rest = map(_used_settings, variants)
-                has_effect = any(used != first for used in rest)
-                if has_effect and not any(method.is_untrained for method, _ in (first, *rest)):
-                    ranges[key] = entry
+                used_by_variant = [_used_settings(variant) for variant in variants]
+            except UserError:  # a value of the range conflicts with the configuration
+                continue
+            first, *others = used_by_variant
+            has_effect = any(other != first for other in others)
+            always_learns = not any(used.method.is_untrained for used in used_by_variant)
+            if has_effect and always_learns:
+                ranges[key] = entry
         return self.model_copy(update={"ranges": ranges})
 
     def probe_values(self, key: str) -> tuple[Value, ...]:
-        """Return values that test a setting's range (bounds or choices), or () if it is not searched."""
+        """Return values that test a setting's range, such as its bounds, or () if it is not searched."""
         return self.ranges[key].probe_values if key in self.ranges else ()
 
     def describe(self) -> dict[str, str]:
@@ -190,31 +216,55 @@ class Space(StrictModel):
 
 
 def required_values(entry: Range, ranges: Mapping[str, Range]) -> dict[str, Value]:
-    """Return values of other settings for which the condition of `entry` holds."""
+    """Return values of other settings for which the condition of `entry` holds.
+
+    The conditions of these other settings hold, too.
+
+    Args:
+        ranges: Ranges of the other settings by dotted key.
+    """
     required: dict[str, Value] = {}
-    for other, values in entry.when.items():
-        required |= {**required_values(ranges[other], ranges), other: values[0]}
+    for other, allowed in entry.when.items():
+        required |= required_values(ranges[other], ranges)
+        required[other] = allowed[0]
     return required
 
 
-def _used_settings(config: Config) -> "tuple[Method, dict[str, object]]":
-    """Return the built method, which contains its components' settings, and other settings with effect."""
+class _UsedSettings(NamedTuple):
+    """Settings of a configuration that have an effect.
+
+    Args:
+        method: Built method, with the settings of its components.
+        others: Settings that belong to no component, and those of the optimizer, by dotted key.
+    """
+
+    method: "Method"
+    others: dict[str, object]
+
+
+def _used_settings(config: Config) -> _UsedSettings:
+    """Return the settings of `config` that have an effect.
+
+    Raises:
+        UserError: the settings conflict.
+    """
     # Loads torch, which --help does not need.
     from prometar.methods.composition import KINDS, LEARNING_SECTIONS, build
     from prometar.methods.optimizers import SGD
 
-    # `others` contains the settings of the optimizer, of which some have no effect.
+    # Some settings of the optimizer have no effect. `others` contains the remaining ones, so the method gets
+    # the same optimizer for all configurations.
     method = replace(build(config), optimizer=SGD())
     excluded = {f"optim.{section}_lr_factor" for section in LEARNING_SECTIONS - method.learning_sections}
     if not method.inner:  # Only the meta phase trains the gate (the modulator's learnable tensors).
         excluded |= {"optim.gate_lr", "optim.gate_schedule"}
     sections_of_method = KINDS.keys() - {"optim"}
-    others = {
-        key: value
-        for key, value in config.flat().items()
-        if key not in excluded and key.partition(".")[0] not in sections_of_method
-    }
-    return method, others
+    others: dict[str, object] = {}
+    for key, value in config.flat().items():
+        section = key.partition(".")[0]
+        if key not in excluded and section not in sections_of_method:
+            others[key] = value
+    return _UsedSettings(method, others)
 
 
 def built_in_spaces() -> list[str]:
@@ -223,9 +273,9 @@ def built_in_spaces() -> list[str]:
 
 
 def space_of_method(method: str) -> str:
-    """Return the space, a name or a file, that a study of a method searches unless `--space` is given.
+    """Return the space that a study of a method searches unless `--space` is given.
 
-    It is named in the method's recipe.
+    The method's recipe contains this name of a built-in space or path of a file.
 
     Raises:
         UserError: the method is unknown, or the file is not a valid recipe.
@@ -285,21 +335,24 @@ def build_space(ranges: object, *, name: str = "custom") -> Space:
         UserError: an entry is not a range.
     """
     if not isinstance(ranges, Mapping) or not ranges:
-        raise UserError(f"--space {name} must map settings to ranges, such as {_EXAMPLE}.")
+        raise UserError(f"--space {name} must map settings to ranges, such as {_EXAMPLE_OF_RANGE}.")
     try:
         return Space(name=name, ranges=ranges)
     except ValidationError as error:
-        raise UserError(f"--space {name}: {problems_of(error)}. Example of a range: {_EXAMPLE}.") from None
-
-
-_EXAMPLE = "optim.lr: {type: float, low: 0.001, high: 0.1, log: true}"
+        raise UserError(
+            f"--space {name}: {problems_of(error)}. Example of a range: {_EXAMPLE_OF_RANGE}."
+        ) from None
 
 
 def load_enqueued(path: Path, space: Space) -> list[dict[str, Value]]:
     """Load settings to enqueue from a YAML file that contains a mapping, or a list of mappings.
 
-    A mapping contains settings of the space, with dotted or nested keys. Missing settings are sampled. From a
-    complete configuration, such as another study's best.yaml, only the searched settings are read.
+    A mapping contains settings of the space, with dotted or nested keys. Missing settings are sampled. A
+    mapping may also be a complete configuration, such as another study's best.yaml. Only its searched
+    settings are read.
+
+    Returns:
+        Settings by dotted key, for each mapping.
 
     Raises:
         UserError: the file does not exist, a setting is not searched, a value lies outside its range, or a
@@ -311,10 +364,21 @@ def load_enqueued(path: Path, space: Space) -> list[dict[str, Value]]:
     mappings = tree if isinstance(tree, list) else [tree]
     if not mappings or not all(isinstance(each, dict) and each for each in mappings):
         raise UserError(f"--enqueue {path} must contain a mapping of settings to values, or a list of them.")
-    return [_parse_mapping(each, space, f"--enqueue {path}, entry {n}") for n, each in enumerate(mappings, 1)]
+    parsed: list[dict[str, Value]] = []
+    for number, mapping in enumerate(mappings, 1):
+        parsed.append(_parse_mapping(mapping, space, where=f"--enqueue {path}, entry {number}"))
+    return parsed
 
 
-def _parse_mapping(mapping: dict[str, Any], space: Space, where: str) -> dict[str, Value]:
+def _parse_mapping(mapping: dict[str, Any], space: Space, *, where: str) -> dict[str, Value]:
+    """Return the settings of one mapping by dotted key.
+
+    Args:
+        where: Name of the mapping in error messages.
+
+    Raises:
+        UserError: as in `load_enqueued`, or the mapping contains no setting of the space.
+    """
     given = flatten(mapping)
     if {"method", "data.name"} <= given.keys():  # a complete configuration
         given = {key: value for key, value in given.items() if key in space.ranges}
@@ -322,6 +386,7 @@ def _parse_mapping(mapping: dict[str, Any], space: Space, where: str) -> dict[st
     if not settings:
         raise UserError(f"{where} contains no setting of the space {space.name}.")
     for key in settings:
-        if missing := space.ranges[key].when.keys() - settings.keys():
+        missing = space.ranges[key].when.keys() - settings.keys()
+        if missing:
             raise UserError(f"{where}: {key} requires {min(missing)}, which is missing. Add it.")
     return settings
