@@ -28,7 +28,7 @@ from prometar.io.strict_model import StrictModel, describe_problem
 from tune.space.ranges import Distinct, Settings, Value
 from tune.space.space import EPOCHS_KEY, Space, built_in_spaces, load_enqueued, load_space, space_of_method
 
-# Defaults for rendered (generated) datasets.
+# Defaults for rendered (generated) datasets, on which a run takes seconds.
 TRIALS_IF_RENDERED = 24
 EPOCHS_IF_RENDERED = 5
 MAX_SEED_PAIRS = 15
@@ -40,12 +40,14 @@ _TEST_EPOCHS_KEY = "test.epochs"
 """Key of `baseline_changes` for the epochs of confirmation and final test on a dataset."""
 
 Goal = Literal["objective", "base", "new", "seconds"]
+"""Value of a trial that the search optimizes: score, base or new accuracy, or training time in seconds."""
 DIRECTIONS: dict[str, Literal["minimize", "maximize"]] = {
     "objective": "maximize",
     "base": "maximize",
     "new": "maximize",
     "seconds": "minimize",
 }
+"""Direction of each goal, as Optuna names it."""
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
@@ -65,12 +67,16 @@ class Enqueued(StrictModel):
     @model_validator(mode="before")
     @classmethod
     def _read_bare_settings(cls, given: object) -> object:
-        """Accept settings without a source, which version 0.2 wrote. Their keys contain a dot."""
+        """Accept bare settings, which version 0.2 wrote.
+
+        All keys of bare settings contain a dot, but no field of this class does.
+        """
         if isinstance(given, Mapping) and given and all("." in str(key) for key in given):
             return {"settings": given}
         return given
 
     def __str__(self) -> str:
+        """Return the source as text, such as "trial 3 of out/dtd" or "start.yaml"."""
         return self.source if self.trial is None else f"trial {self.trial} of {self.source}"
 
 
@@ -162,8 +168,9 @@ class FinalTestConfig(StrictModel):
     @field_validator("seeds", mode="before")
     @classmethod
     def _parse_seeds(cls, given: object) -> object:
+        """Accept one seed, or a text such as "auto", "1 2 3" or "1,2,3"."""
         if isinstance(given, int):
-            return [given]  # --set test.seeds=1, or Study(final_seeds=1)
+            return [given]
         words = given.replace(",", " ").split() if isinstance(given, str) else given
         return "auto" if words == ["auto"] else words
 
@@ -210,12 +217,14 @@ class StudyConfig(StrictModel):
     """Configuration of a study: baseline, search, confirmation, final test, resources and location.
 
     Args:
-        baseline: Configuration of the baseline on the first dataset. Its key in study.yaml is `run`.
-        baseline_changes: By further dataset, settings of the baseline that differ from those on the first
-            (recipes may have settings for single datasets). `test.epochs` is a setting here, too.
+        baseline: Configuration of the baseline (the default settings) on the first dataset. Its key in
+            study.yaml is `run`.
+        baseline_changes: Changes of the baseline on each further dataset: settings that differ from those on
+            the first dataset, by dotted key. Recipes may have settings for single datasets. The epochs of
+            the final test have the key `test.epochs`.
     """
 
-    model_config = ConfigDict(validate_by_name=True)  # besides the alias
+    model_config = ConfigDict(validate_by_name=True)  # accept `baseline` as well as its alias `run`
 
     baseline: Config = Field(alias="run")
     baseline_changes: dict[str, dict[str, JsonValue]] = Field({}, exclude_if=lambda changes: not changes)
@@ -243,26 +252,32 @@ class StudyConfig(StrictModel):
         """
         given = {name.replace("_", "-"): value for name, value in options.items() if value is not None}
         settings = given.pop("settings", {})
-        if unknown := given.keys() - OPTIONS.keys():
+        unknown = given.keys() - OPTIONS.keys()
+        if unknown:
             raise UserError(f"Unknown option '{min(unknown)}'. See `prometar search --help`.")
         if not isinstance(settings, Mapping):
             settings = parse_assignments(list(_as_tuple(settings)))
+
         by_field = {OPTIONS[name]: value for name, value in given.items()}  # e.g. {"search.trials": 3}
+        sections_of_study = cls.model_fields.keys() - {"baseline_changes"}
         for key, value in settings.items():
-            of_study = key.partition(".")[0] in cls.model_fields.keys() - {"baseline_changes"}
-            field = key if of_study else f"baseline.{key}"
+            section = key.partition(".")[0]
+            field = key if section in sections_of_study else f"baseline.{key}"
             if field in by_field:
                 raise UserError(f"--set {key} is also given as an option. Pass only one of them.")
             if field in _ONLY_AS_OPTION:
                 raise UserError(f"--set {key} is not allowed in a study. Use {_ONLY_AS_OPTION[field]}.")
             by_field[field] = value
+
         baseline, baseline_changes, by_field = cls._with_defaults(by_field)
         tree: dict[str, Any] = {}
         for field, value in by_field.items():
             section, _, name = field.partition(".")
             tree.setdefault(section, {})[name] = value
+        tree["baseline"] = baseline
+        tree["baseline_changes"] = baseline_changes
         try:
-            return cls.model_validate({**tree, "baseline": baseline, "baseline_changes": baseline_changes})
+            return cls.model_validate(tree)
         except ValidationError as error:
             raise UserError(" ".join(_messages(error))) from None
 
@@ -270,40 +285,41 @@ class StudyConfig(StrictModel):
     def _with_defaults(
         by_field: dict[str, Any],
     ) -> tuple[Config, dict[str, dict[str, Any]], dict[str, Any]]:
-        """Return `baseline`, `baseline_changes`, and `by_field` with defaults that depend on other values."""
-        prefix = "baseline."
-        run_values = {
-            field.removeprefix(prefix): value for field, value in by_field.items() if field.startswith(prefix)
-        }
+        """Return `baseline`, `baseline_changes`, and `by_field` with defaults that depend on other values.
+
+        Raises:
+            UserError: a value is invalid.
+        """
         datasets = tuple(map(str, _as_tuple(by_field.get("search.datasets", DEFAULT_DATASET))))
-        method = run_values.pop("method", "prometar")
-        option_keys = {field.removeprefix("baseline.") for field in OPTIONS.values()}
-        set_values = {key: run_values.pop(key) for key in run_values.keys() - option_keys}  # given with --set
+        option_values, set_values = _values_of_run(by_field)
+        method = option_values.pop("method", "prometar")
         if RENDERED.keys() >= set(datasets):
-            run_values.setdefault(EPOCHS_KEY, EPOCHS_IF_RENDERED)
+            option_values.setdefault(EPOCHS_KEY, EPOCHS_IF_RENDERED)
             by_field.setdefault("search.trials", TRIALS_IF_RENDERED)
         backbone, pretrained = resolve_backbone(
-            datasets, run_values.get("backbone.name"), run_values.get("backbone.pretrained")
+            datasets, option_values.get("backbone.name"), option_values.get("backbone.pretrained")
         )
-        root = run_values.pop("data.root", None)
+        root = option_values.pop("data.root", None)
         if root:
             reject_unused_root(datasets)
         else:
             root = default_root(*datasets)
-        run_values |= {
+        option_values |= {
             "backbone.name": backbone,
             "backbone.pretrained": pretrained,
             "data.name": next(iter(datasets), DEFAULT_DATASET),
             "data.root": str(root) if root else None,
         }
+
+        # Messages name the option of an invalid value. Of `option_values`, only --epochs is unchecked.
         seed = {"train.seed": by_field.get("search.seed", 0)}
-        # Messages name the option of an invalid value. Of `run_values`, only --epochs is unchecked.
-        by_option = {"--epochs": run_values, "--set": set_values, "--seed": seed}
+        by_option = {"--epochs": option_values, "--set": set_values, "--seed": seed}
         protocol = protocol_of(by_field.get("search.objective", "drift"))
         baseline = absolute_paths(configure(method, by_source=by_option, protocol=protocol))
         Config.require_used(set_values, [baseline], "the default settings")
 
         def test_epochs(config: Config) -> int:
+            """Return the default number of epochs of the final test on the dataset of `config`."""
             # Trials may be shorter than published, to save time. A test must not be shorter than the trials.
             data = {"data.name": config.data.name, "data.shots": config.data.shots}
             published = configure(method, data, protocol=protocol)
@@ -311,12 +327,17 @@ class StudyConfig(StrictModel):
 
         given_test_epochs = by_field.get("test.epochs")
         by_field.setdefault("test.epochs", test_epochs(baseline))
+
+        # Arguments of a custom loader apply only to the first dataset.
+        set_values_of_others = {
+            key: value for key, value in set_values.items() if not key.startswith("data.args.")
+        }
         baseline_changes: dict[str, dict[str, Any]] = {}
         for dataset in datasets[1:]:
-            # Arguments of a custom loader apply only to the first dataset.
-            by_option["--epochs"] = {**run_values, "data.name": dataset}
-            by_option["--set"] = {
-                key: each for key, each in set_values.items() if not key.startswith("data.args.")
+            by_option = {
+                "--epochs": {**option_values, "data.name": dataset},
+                "--set": set_values_of_others,
+                "--seed": seed,
             }
             config = absolute_paths(configure(method, by_source=by_option, protocol=protocol))
             changes = _changes(config, baseline)
@@ -324,26 +345,31 @@ class StudyConfig(StrictModel):
                 changes[_TEST_EPOCHS_KEY] = test_epochs(config)
             if changes:
                 baseline_changes[dataset] = changes
+
         space = by_field.get("search.space", space_of_method(method))
-        if space in built_in_spaces():  # they cover several methods: drop settings without effect
-            space = load_space(space).restrict(baseline, fixed={EPOCHS_KEY} & run_values.keys())
+        if space in built_in_spaces():
+            # A built-in space covers several methods, so some of its settings have no effect here.
+            space = load_space(space).restrict(baseline, fixed={EPOCHS_KEY} & option_values.keys())
         elif not isinstance(space, Space):
             space = load_space(str(space))
-        if EPOCHS_KEY in space.ranges or len(_as_tuple(by_field.get("search.goals", "objective"))) > 1:
+        goals = _as_tuple(by_field.get("search.goals", "objective"))
+        if EPOCHS_KEY in space.ranges or len(goals) > 1:
             by_field.setdefault("search.pruner", "none")
-        sources = [Path(str(each)) for each in _as_tuple(by_field.get("search.enqueue", ()))]
-        search = {
-            "datasets": datasets,
-            "space": space,
-            "enqueue": [
-                Enqueued(settings=settings, source=str(path))
-                for path in sources
-                if path.is_file()
-                for settings in load_enqueued(path, space)
-            ],
-            "enqueued_studies": [path for path in sources if not path.is_file()],
-        }
-        by_field |= {f"search.{name}": value for name, value in search.items()}
+
+        enqueued: list[Enqueued] = []
+        enqueued_studies: list[Path] = []
+        for source in _as_tuple(by_field.get("search.enqueue", ())):
+            path = Path(str(source))
+            if path.is_file():
+                for settings in load_enqueued(path, space):
+                    enqueued.append(Enqueued(settings=settings, source=str(path)))
+            else:
+                enqueued_studies.append(path)
+
+        by_field["search.datasets"] = datasets
+        by_field["search.space"] = space
+        by_field["search.enqueue"] = enqueued
+        by_field["search.enqueued_studies"] = enqueued_studies
         return baseline, baseline_changes, by_field
 
     def identity(self, digests: Mapping[str, str] = {}) -> dict[str, Any]:
@@ -354,21 +380,25 @@ class StudyConfig(StrictModel):
         """
         search = self.search.model_dump(mode="json", exclude={"space", "trials", "enqueue"})
         space = {f"space.{key}": text for key, text in self.search.space.describe().items()}
-        changes = {
-            f"{dataset}: {key}": value
-            for dataset, settings in self.baseline_changes.items()
-            for key, value in settings.items()
-            if key != _TEST_EPOCHS_KEY
-        }
+        changes: dict[str, JsonValue] = {}
+        for dataset, settings in self.baseline_changes.items():
+            for key, value in settings.items():
+                if key != _TEST_EPOCHS_KEY:
+                    changes[f"{dataset}: {key}"] = value
         return {**flatten(search), **space, **self.baseline.identity(), **changes, **digests}
 
     def require_same(self, previous: Mapping[str, Any], digests: Mapping[str, str]) -> None:
         """Check that `identity` has not changed since the study was started.
 
+        Args:
+            previous: `identity` when the study was started.
+            digests: Current digests, as in `identity`.
+
         Raises:
             UserError: it has changed. The message lists the differences.
         """
-        if changed := describe_differences(previous, self.identity(digests)):
+        changed = describe_differences(previous, self.identity(digests))
+        if changed:
             raise UserError(
                 f"The study {self.name} was started with other settings ({changed}). Restore them, or "
                 "start another study with --study NAME."
@@ -396,17 +426,23 @@ class StudyConfig(StrictModel):
 
     @property
     def max_epochs(self) -> int:
-        """Maximum number of epochs of a trial. Upper bounds of ranges are among their probe values."""
+        """Maximum number of epochs of a trial."""
         epochs = [self.baseline.train.epochs]
-        epochs += [
-            int(str(each[EPOCHS_KEY])) for each in self.baseline_changes.values() if EPOCHS_KEY in each
-        ]
-        return max([*epochs, *map(int, self.search.space.probe_values(EPOCHS_KEY))])
+        for changes in self.baseline_changes.values():
+            if EPOCHS_KEY in changes:
+                epochs.append(int(str(changes[EPOCHS_KEY])))
+        # If epochs are searched, the probe values contain the upper bound.
+        epochs += map(int, self.search.space.probe_values(EPOCHS_KEY))
+        return max(epochs)
 
     @property
     def max_test_epochs(self) -> int:
         """Maximum number of epochs of a run of confirmation or final test, if epochs are not searched."""
-        return max(self._changes_on(dataset)[1] for dataset in self.search.datasets)
+        epochs: list[int] = []
+        for dataset in self.search.datasets:
+            _, test_epochs = self._changes_on(dataset)
+            epochs.append(test_epochs)
+        return max(epochs)
 
     @property
     def baselines(self) -> tuple[Config, ...]:
@@ -418,7 +454,7 @@ class StudyConfig(StrictModel):
         return tuple(baselines)
 
     def _changes_on(self, dataset: str) -> tuple[dict[str, Any], int]:
-        """Return the changes of the baseline on a dataset, and the epochs of its final test."""
+        """Return the changes of the baseline on a dataset by dotted key, and the epochs of its final test."""
         changes: dict[str, Any] = dict(self.baseline_changes.get(dataset, {}))
         test_epochs = int(changes.pop(_TEST_EPOCHS_KEY, self.test.epochs))
         return changes, test_epochs
@@ -441,11 +477,14 @@ class StudyConfig(StrictModel):
     ) -> Config:
         """Return the configuration of one run.
 
-        A run starts from the baseline on its dataset, over which `settings` win. If `settings` are those of
-        the baseline, the run is the baseline on its dataset, which may have other values there.
+        The run has the given settings. Its other settings are those of the baseline on its dataset. There is
+        one exception. If the given settings are those of the baseline on the first dataset, the run has all
+        settings of the baseline on its own dataset.
 
         Args:
-            settings: Searched settings by dotted key.
+            settings: Values of the searched settings by dotted key.
+            dataset: Dataset of the run.
+            seed: Seed of the run.
             final_epochs: True for a run of the confirmation or the final test. It trains for `test.epochs`,
                 unless epochs are searched and `settings` are not the default settings.
         """
@@ -457,14 +496,31 @@ class StudyConfig(StrictModel):
         return self.baseline.override({**values, "data.name": dataset, "train.seed": seed})
 
 
+def _values_of_run(by_field: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the settings of a run that have an option, and those given with `--set`, by dotted key."""
+    fields_of_options = set(OPTIONS.values())
+    option_values: dict[str, Any] = {}
+    set_values: dict[str, Any] = {}
+    for field, value in by_field.items():
+        section, _, key = field.partition(".")
+        if section != "baseline":
+            continue
+        if field in fields_of_options:
+            option_values[key] = value
+        else:
+            set_values[key] = value
+    return option_values, set_values
+
+
 def _changes(config: Config, baseline: Config) -> dict[str, Any]:
     """Return the settings of `config`, except those of the data, that differ from `baseline`."""
     before = baseline.flat()
-    return {
-        key: value
-        for key, value in config.flat().items()
-        if not key.startswith("data.") and (key not in before or before[key] != value)
-    }
+    changes: dict[str, Any] = {}
+    for key, value in config.flat().items():
+        has_changed = key not in before or before[key] != value
+        if has_changed and not key.startswith("data."):
+            changes[key] = value
+    return changes
 
 
 OPTION_GROUPS: dict[str, dict[str, str]] = {
@@ -510,6 +566,7 @@ OPTION_GROUPS: dict[str, dict[str, str]] = {
 OPTIONS = {name: field for options in OPTION_GROUPS.values() for name, field in options.items()}
 """Field by option. Other fields can be set with `--set`."""
 
+# Fields that `--set` must not change, and their option.
 _ONLY_AS_OPTION = {
     "baseline.data.name": "--dataset",
     "baseline.train.seed": "--seed",
@@ -521,23 +578,31 @@ _ONLY_AS_OPTION = {
 def _messages(error: ValidationError) -> Iterator[str]:
     """Yield a message about the first problem of each invalid field."""
     names = {field: f"--{option}" for option, field in OPTIONS.items()}
-    first = {".".join(map(str, each["loc"][:2])): each for each in reversed(error.errors())}
-    for field, each in reversed(first.items()):  # reversed twice: the first problem of a field wins
+    first_problems: dict[str, Any] = {}
+    for problem in error.errors():
+        field = ".".join(map(str, problem["loc"][:2]))
+        first_problems.setdefault(field, problem)
+    for field, problem in first_problems.items():
         name = names.get(field, f"--set {field.rstrip('.')}")
-        match each["type"]:
-            case "extra_forbidden":
-                yield f"{name} is not a setting."
-            case "string_pattern_mismatch":
-                yield f"{name} must be a name of letters, digits, '_', '-' and '.', got {each['input']}."
-            case "value_error" if (text := str(each["ctx"]["error"])).startswith("--"):
-                yield f"{text}."
-            case _:
-                yield f"{describe_problem(each, name)}."
+        kind = problem["type"]
+        text = str(problem.get("ctx", {}).get("error", ""))
+        if kind == "extra_forbidden":
+            yield f"{name} is not a setting."
+        elif kind == "string_pattern_mismatch":
+            yield f"{name} must be a name of letters, digits, '_', '-' and '.', got {problem['input']}."
+        elif kind == "value_error" and text.startswith("--"):  # it names the option
+            yield f"{text}."
+        else:
+            yield f"{describe_problem(problem, name)}."
 
 
 def _as_tuple(value: Any) -> tuple[Any, ...]:
-    return tuple(value) if isinstance(value, Iterable) and not isinstance(value, str | Space) else (value,)
+    """Return the elements of a collection, or a tuple of one element for a single value."""
+    is_single = isinstance(value, str | Space) or not isinstance(value, Iterable)
+    return (value,) if is_single else tuple(value)
 
 
 def _unused_seeds(start: int, number: int, *, used: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(islice((seed for seed in count(start) if seed not in used), number))
+    """Return the first `number` seeds from `start` on that are not in `used`."""
+    unused = (seed for seed in count(start) if seed not in used)
+    return tuple(islice(unused, number))
