@@ -1,8 +1,9 @@
-"""Changes that a hostile or an unlucky hand makes: to plain data, to bytes, to safetensors."""
+"""Random changes of plain data, bytes, JSON and safetensors, by accident or with bad intent."""
 
 import copy
 import json
 import struct
+from collections.abc import Iterable, Iterator
 from random import Random
 from typing import Any
 
@@ -91,16 +92,21 @@ WORDS = (
 
 
 def mutated_tree(tree: Any, rng: Random) -> Any:
-    """A copy with one to three of its nodes replaced, removed, doubled, renamed or nested."""
+    """Return a copy of nested lists and dicts, of whose values one to three are changed.
+
+    They are removed, renamed, repeated, nested, or replaced by another value of the tree or an odd one.
+    """
     holder = [copy.deepcopy(tree)]
-    for _ in range(rng.choice((1, 1, 2, 3))):
+    num_changes = rng.choice((1, 1, 2, 3))
+    for _ in range(num_changes):
         places = list(_places(holder))
-        parent, key = rng.choice(places[:400])
+        parent, key = rng.choice(places[:400])  # a tree that was nested several times can be large
         match rng.randrange(6):
             case 0 if isinstance(parent, dict):
                 del parent[key]
             case 1 if isinstance(parent, dict):
-                parent[rng.choice(("", "x", "trials", str(key).upper(), f"{key} "))] = parent.pop(key)
+                new_key = rng.choice(("", "x", "trials", str(key).upper(), f"{key} "))
+                parent[new_key] = parent.pop(key)
             case 2 if isinstance(parent, list) and parent is not holder:
                 parent.insert(key, copy.deepcopy(parent[key]))
             case 3:
@@ -113,6 +119,7 @@ def mutated_tree(tree: Any, rng: Random) -> Any:
 
 
 def _value(place: tuple[Any, Any]) -> Any:
+    """Return the value at a place, or None if an earlier change has removed the place."""
     parent, key = place
     try:
         return parent[key]
@@ -120,18 +127,23 @@ def _value(place: tuple[Any, Any]) -> Any:
         return None
 
 
-def _places(node: Any) -> Any:
-    """(container, key) of every node below a container."""
-    if isinstance(node, dict | list):
-        for key in list(node) if isinstance(node, dict) else range(len(node)):
-            yield node, key
-            yield from _places(node[key])
+def _places(node: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield the place of each value below a list or dict: the container, and the index or key."""
+    keys: Iterable[Any] = ()
+    if isinstance(node, dict):
+        keys = list(node)
+    elif isinstance(node, list):
+        keys = range(len(node))
+    for key in keys:
+        yield node, key
+        yield from _places(node[key])
 
 
 def mutated_bytes(content: bytes, rng: Random) -> bytes:
-    """Some bytes flipped, cut out, doubled, or all behind a place gone."""
+    """Return bytes of which some are changed, removed, repeated or inserted, or the end is missing."""
     changed = bytearray(content)
-    for _ in range(rng.choice((1, 1, 2, 8))):
+    num_changes = rng.choice((1, 1, 2, 8))
+    for _ in range(num_changes):
         place = rng.randrange(len(changed) + 1)
         match rng.randrange(6):
             case 0:
@@ -144,33 +156,38 @@ def mutated_bytes(content: bytes, rng: Random) -> bytes:
                 changed[place:place] = rng.randbytes(rng.choice((1, 4, 16)))
             case _:
                 if place < len(changed):
-                    changed[place] = rng.choice((0, 0xFF, 0x7F, changed[place] ^ (1 << rng.randrange(8))))
+                    with_flipped_bit = changed[place] ^ (1 << rng.randrange(8))
+                    changed[place] = rng.choice((0, 0xFF, 0x7F, with_flipped_bit))
     return bytes(changed)
 
 
 def mutated_json(content: bytes, rng: Random) -> bytes:
-    """Another tree, or other bytes."""
+    """Return a JSON file of which values or bytes are changed."""
     if rng.random() < 0.2:
         return mutated_bytes(content, rng)
-    return json.dumps(mutated_tree(json.loads(content), rng)).encode("utf-8", "surrogatepass")
+    tree = mutated_tree(json.loads(content), rng)
+    return json.dumps(tree).encode("utf-8", "surrogatepass")
 
 
 def mutated_safetensors(content: bytes, rng: Random) -> bytes:
-    """Another header (names, kinds, shapes, places, metadata; its JSON texts too), or other bytes."""
+    """Return a safetensors file with a change of its header, its metadata, a number, or bytes.
+
+    Such a file consists of the header's size (8 bytes), the header (JSON), and the numbers.
+    """
     if rng.random() < 0.3:
         return mutated_bytes(content, rng)
     (size,) = struct.unpack("<Q", content[:8])
     header = json.loads(content[8 : 8 + size])
     numbers = content[8 + size :]
-    texts = header.get("__metadata__", {})
-    inner = [key for key, text in texts.items() if text[:1] in "{["]
-    if inner and rng.random() < 0.6:
-        key = rng.choice(inner)
-        texts[key] = mutated_json(texts[key].encode(), rng).decode("utf-8", "replace")
+    metadata = header.get("__metadata__", {})
+    keys_of_json = [key for key, text in metadata.items() if text[:1] in "{["]
+    if keys_of_json and rng.random() < 0.6:
+        key = rng.choice(keys_of_json)
+        metadata[key] = mutated_json(metadata[key].encode(), rng).decode("utf-8", "replace")
     elif rng.random() < 0.3:
-        hole = rng.randrange(0, max(1, len(numbers) - 4), 4)
-        filler = struct.pack("<f", rng.choice((float("nan"), float("inf"), 1e38, 0.0)))
-        numbers = numbers[:hole] + filler + numbers[hole + 4 :]
+        position = rng.randrange(0, max(1, len(numbers) - 4), 4)
+        odd_number = struct.pack("<f", rng.choice((float("nan"), float("inf"), 1e38, 0.0)))
+        numbers = numbers[:position] + odd_number + numbers[position + 4 :]
     else:
         header = mutated_tree(header, rng)
     encoded = json.dumps(header).encode("utf-8", "replace")

@@ -1,4 +1,4 @@
-"""What the fuzzer changes, and the commands that read it."""
+"""Files that the fuzzer changes, and the commands that read them."""
 
 import io
 import shutil
@@ -36,12 +36,15 @@ Mutate = Callable[[bytes, Random], bytes]
 
 @dataclass(frozen=True)
 class Target:
-    """A file in the fuzzer's folder, what changes it, and what reads it.
+    """A file in the fuzzer's folder, a function that changes it, and a function that reads it.
 
     Args:
-        file: Below the folder; "*" in it: one of those that match.
-        read: Given the folder and a new folder for output; returns an exit status.
-        share: Of the examples; slow readers get fewer.
+        name: Name in test reports.
+        file: Pattern of paths below the folder. One of the files that match is changed.
+        mutate: Function that returns changed content.
+        read: Function that reads the file. It takes the folder and a new folder for output, and returns an
+            exit status.
+        share: Share of the examples that the target gets. It is below 1 if reading is slow.
     """
 
     name: str
@@ -52,12 +55,25 @@ class Target:
 
 
 def command(main: Main, *words: str) -> Callable[[Path, Path], int]:
-    """A command line; {0} stands for the folder, {1} for the one of output."""
-    return lambda folder, out: main([word.format(folder, out) for word in words])
+    """Return a function that runs a command.
+
+    Args:
+        main: Function of the command.
+        words: Arguments. {0} stands for the fuzzer's folder, and {1} for the folder of the output.
+    """
+
+    def read(folder: Path, out: Path) -> int:
+        return main([word.format(folder, out) for word in words])
+
+    return read
 
 
 def library(call: Callable[[Path, Path], object]) -> Callable[[Path, Path], int]:
-    """A call from Python, with the status that a command would end with."""
+    """Return a function that calls the package from Python, and returns the status that a command would have.
+
+    Args:
+        call: Function of the fuzzer's folder and the folder of the output.
+    """
 
     def read(folder: Path, out: Path) -> int:
         try:
@@ -71,33 +87,37 @@ def library(call: Callable[[Path, Path], object]) -> Callable[[Path, Path], int]
 
 
 def mutated_yaml(content: bytes, rng: Random) -> bytes:
+    """Return a YAML file of which values or bytes are changed."""
     if rng.random() < 0.25:
         return mutated_bytes(content, rng)
-    return yaml.safe_dump(mutated_tree(yaml.safe_load(content), rng), allow_unicode=False).encode()
+    tree = mutated_tree(yaml.safe_load(content), rng)
+    return yaml.safe_dump(tree, allow_unicode=False).encode()
 
 
 def report(folder: Path, out: Path) -> int:
-    """`prometar report` of a copy, since the page lies in the study's folder."""
+    """Run `prometar report` on a copy of the study, because it writes into the study's folder."""
     shutil.copytree(folder / "study", out / "study")
     return prometar_main(["report", str(out / "study")])
 
 
 def stream(folder: Path, out: Path) -> None:
-    """Every image of a prepared copy, as training reads it: those of the unchanged one, or an error."""
+    """Read all images of a prepared copy, as training does. They must equal the originals.
+
+    Raises:
+        PrometarError: The copy is damaged.
+    """
     for read in (_path_index, _read_footer):
         read.cache_clear()
     dataset = open_dataset("dtd", folder / "prepared")
-    items = [item for split in dataset.splits.values() for item in split]
-    unprepared = {
-        item.path: item for split in open_dataset("dtd", folder / "data").splits.values() for item in split
-    }
-    files = dataset.source.read_many([item.path for item in items])
-    for item, file in zip(items, files, strict=True):
-        assert unprepared[item.path] == item
+    originals = {item.path: item for item in open_dataset("dtd", folder / "data").items}
+    files = dataset.source.read_many([item.path for item in dataset.items])
+    for item, file in zip(dataset.items, files, strict=True):
+        assert originals[item.path] == item
         assert file == (folder / "data/dtd/images" / item.path).read_bytes()
 
 
 SEARCH = ("--out", "{1}/out", "--trials", "1")
+"""Options of a search."""
 TARGETS: Sequence[Target] = (
     Target(
         "configuration",
@@ -195,8 +215,8 @@ TARGETS: Sequence[Target] = (
 )
 
 
-def furnish(folder: Path) -> None:
-    """All files of the targets, whole."""
+def write_targets(folder: Path) -> None:
+    """Write the files of all targets, without damage."""
     (folder / "config.yaml").write_text(dump_config(Config()))
     space = {
         "optim.lr": {"type": "float", "low": 1e-4, "high": 0.1, "log": True},
@@ -216,8 +236,8 @@ def furnish(folder: Path) -> None:
     rich(folder / "study")
     write_dtd(folder / "data", per_class=2)
     prepare("dtd", folder / "data", folder / "prepared")
-    _trained(folder)
-    _weights(folder)
+    _write_run_and_prompts(folder)
+    _write_weights(folder)
     with zipfile.ZipFile(folder / "archive.zip", "w") as archive:
         archive.writestr("a/b.txt", "text")
     with tarfile.open(folder / "archive.tgz", "w:gz") as tar:
@@ -226,8 +246,9 @@ def furnish(folder: Path) -> None:
         tar.addfile(info, io.BytesIO(b"text"))
 
 
-def _trained(folder: Path) -> None:
-    data = {"data.name": "dtd", "data.root": str(folder / "data"), "data.shots": 1}  # a dozen images to score
+def _write_run_and_prompts(folder: Path) -> None:
+    """Write a run, a copy of it with another method, and its exported prompts."""
+    data = {"data.name": "dtd", "data.root": str(folder / "data"), "data.shots": 1}
     config = Config().override({**data, "train.epochs": 1})
     run = build_run(config, "final")
     session = Session(run, folder / "run")
@@ -239,7 +260,7 @@ def _trained(folder: Path) -> None:
     (folder / "vpt" / "config.yaml").write_text(dump_config(config.override({"method": "vpt"})))
 
 
-def _weights(folder: Path) -> None:
-    """Mini's weights, but for most of the token table: what is read of a file does not depend on its size."""
+def _write_weights(folder: Path) -> None:
+    """Write the weights of `mini`."""
     state = {name: tensor.contiguous() for name, tensor in load_mini().items()}
     save_file(state, folder / "weights.safetensors", {"activation": "quick_gelu"})
