@@ -43,8 +43,10 @@ CLASSES = ("banded", "dotted", "grid", "lined", "porous", "woven")
 
 _CACHE = tempfile.mkdtemp(prefix="prometar-tests-")
 os.environ["PROMETAR_CACHE"] = _CACHE  # not the user's cache. Set here, so that all processes inherit it.
+
+# Ray's workers import the examples.
 _PATHS = [str(Path(__file__).parent.parent / "examples"), os.environ.get("PYTHONPATH", "")]
-os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, _PATHS))  # Ray's workers import examples from it
+os.environ["PYTHONPATH"] = os.pathsep.join(path for path in _PATHS if path)
 
 # The same examples in each run, without a limit of time. --hypothesis-profile=default draws other examples.
 settings.register_profile("fixed", derandomize=True, deadline=None)
@@ -146,7 +148,7 @@ def endpoint() -> Iterator[str]:
 def write_dtd(root: Path, *, per_class: int = 8, classes: tuple[str, ...] = CLASSES, seed: int = 0) -> Path:
     """Write a folder `dtd` in DTD's layout below `root`: small JPEGs of various sizes, and a split file.
 
-    A class has `per_class` training images, half as many validation images, and half as many test images.
+    Each class has `per_class` training images, half as many validation images, and half as many test images.
 
     Returns:
         `root`.
@@ -156,15 +158,15 @@ def write_dtd(root: Path, *, per_class: int = 8, classes: tuple[str, ...] = CLAS
     split: dict[str, list[list[object]]] = {"train": [], "val": [], "test": []}
     for label, name in enumerate(classes):
         (folder / "images" / name).mkdir(parents=True)
-        for k in range(per_class * 2):
-            path = f"{name}/{name}_{k:04d}.jpg"
-            height, width = (int(side) for side in rng.integers(40, 90, 2))
+        for number in range(per_class * 2):
+            path = f"{name}/{name}_{number:04d}.jpg"
+            height, width = rng.integers(40, 90, 2).tolist()
             coarse = rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)
             image = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
             image.save(folder / "images" / path, quality=80)
-            if k < per_class:
+            if number < per_class:
                 part = "train"
-            elif k < per_class * 3 // 2:
+            elif number < per_class * 3 // 2:
                 part = "val"
             else:
                 part = "test"

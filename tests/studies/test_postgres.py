@@ -79,6 +79,7 @@ class Server:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
+    """A running server. Tests that stop it must start it again."""
     if not (shutil.which("initdb") and shutil.which("postgres")):
         pytest.skip("PostgreSQL is missing. Install initdb and postgres")
     folder = Path(tempfile.mkdtemp(prefix="prometar-postgres-"))

@@ -1,4 +1,4 @@
-"""A pretended accelerator, for tests on machines without a GPU.
+"""A simulated accelerator, for tests on machines without a GPU.
 
 It is a separate torch device, "pretend", registered as a Python back end. Its tensors hold their values in
 host memory. They do not mix with host tensors, and autograd, torch.func and vmap treat them like those of a
@@ -101,7 +101,7 @@ class Traffic:
 
 
 class There(Tensor):
-    """A tensor of the accelerator.
+    """A tensor of the accelerator. "There" means on the accelerator in all names of this module.
 
     Attributes:
         held: Host tensor with its values.
@@ -207,12 +207,15 @@ def _run(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     Raises:
         MixedDevices: Tensors of the host and of the accelerator are mixed, other than by a copy.
     """
+    # Where is it run?
     tensors = [*_tensors(args), *_tensors(kwargs.values())]
     inputs_there = any(isinstance(tensor, There) for tensor in tensors)
     device = kwargs.get("device")
     goes_there = inputs_there if device is None else torch.device(device) == DEVICE
     if not inputs_there and not goes_there:
         return _run_on_host(op, args, kwargs)
+
+    # What does the host notice of it?
     packet = op._overloadpacket
     if packet is aten._to_copy:
         _record_copy(args[0], to_there=goes_there, non_blocking=_is_non_blocking(args, kwargs))
@@ -224,6 +227,8 @@ def _run(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     # A GPU accepts host tensors without dimensions as numbers.
     elif any(tensor.dim() for tensor in tensors if not isinstance(tensor, There)):
         raise MixedDevices(f"{op} mixes host and accelerator at {_place()}")
+
+    # Run it on the host, with the numbers of a GPU.
     if device is not None:
         kwargs = kwargs | {"device": HOST}
     if packet is aten._efficientzerotensor:  # it has no memory that could be held
@@ -234,6 +239,8 @@ def _run(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if packet is aten.native_layer_norm:
         normed, *statistics = out
         out = (normed, *(_accumulated(each) for each in statistics))
+
+    # Move its result to the accelerator.
     if not goes_there:
         return out
     if op._schema.is_mutable and op._schema.name.endswith("_"):
@@ -353,10 +360,12 @@ _LIBRARY = torch.library.Library("aten", "IMPL", "PrivateUse1")
 
 
 def _empty_strided(size: Any, stride: Any, *, dtype: Any = None, **_: Any) -> Tensor:
+    """Return a new tensor of the accelerator."""
     return There(torch.empty_strided(size, stride, dtype=dtype))
 
 
 def _copy(target: There, source: Tensor, non_blocking: bool = False) -> Tensor:
+    """Copy a host tensor into a tensor of the accelerator."""
     _record_copy(source, to_there=True, non_blocking=non_blocking)
     target.held.copy_(source)
     return target

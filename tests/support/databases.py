@@ -20,10 +20,12 @@ from tune.store.storage import open_storage
 from tune.store.trial_store import TrialStore
 
 NAME = "s"
+"""Name of the study."""
 PLAIN = """
 regularizer.text_weight: {type: float, low: 1.0, high: 100.0, log: true}
 augment.jitter: {type: float, low: 0.0, high: 0.5}
 """
+"""A space of two settings."""
 BASELINE = {"regularizer.text_weight": 50.0, "augment.jitter": 0.0}
 """ProMetaR's default values of `PLAIN`."""
 
@@ -42,6 +44,7 @@ def new_database(folder: Path) -> str:
 
 @cache
 def _empty() -> bytes:
+    """Return the content of a new database of Optuna."""
     with TemporaryDirectory() as folder:
         storage = RDBStorage(f"sqlite:///{folder}/study.db")
         storage.engine.dispose()
@@ -55,12 +58,18 @@ def open_study(url: str, name: str = NAME) -> optuna.Study:
 
 
 def space_from(text: str, name: str = "mine") -> Space:
-    """Space from YAML text."""
+    """Return a space, given its YAML text."""
     return build_space(parse_yaml(text, where=name), name=name)
 
 
 def study_config(out: Path, *, space: str = PLAIN, **options: Any) -> StudyConfig:
-    """Configuration of a study in OUT/s."""
+    """Return the configuration of a study in OUT/s.
+
+    Args:
+        out: Parent of the study's folder.
+        space: YAML text of the space.
+        options: Options of `StudyConfig.of`.
+    """
     options = {"trials": 100, "pruner": "none", "seed": 3, "study": NAME, **options}
     return StudyConfig.of(space=space_from(space), out=out, **options)
 
@@ -68,7 +77,15 @@ def study_config(out: Path, *, space: str = PLAIN, **options: Any) -> StudyConfi
 def open_store(
     out: Path, *, url: str = "", storage: BaseStorage | None = None, concurrency: int = 1, **options: Any
 ) -> TrialStore:
-    """Trial store of a study in OUT/s. Default storage: a new database there."""
+    """Return the trial store of a study in OUT/s.
+
+    Args:
+        out: Parent of the study's folder.
+        url: URL of the database. Default: OUT/s/study.db.
+        storage: Open storage, in place of `url`.
+        concurrency: Number of trials that run at the same time.
+        options: Arguments of `study_config`.
+    """
     config = study_config(out, storage=url, **options)
     folder = out / NAME
     storage = storage or open_storage(url or new_database(folder))
@@ -76,7 +93,7 @@ def open_store(
 
 
 def score(settings: Settings) -> float:
-    """Objective of settings of `PLAIN`: best at text_weight 10 and jitter 0."""
+    """Return the objective of settings of `PLAIN`. It is highest at a text_weight of 10 and a jitter of 0."""
     weight = float(settings["regularizer.text_weight"])
     jitter = float(settings["augment.jitter"])
     return 60.0 - abs(weight - 10) / 10 - 10 * jitter
@@ -111,7 +128,7 @@ Samples = list[tuple[int, dict[str, Any]]]
 
 
 def sample(trial: FrozenTrial | None) -> tuple[int, dict[str, Any]]:
-    """Number and settings of a trial."""
+    """Return the number and the settings of a trial."""
     assert trial is not None
     return trial.number, trial.params
 

@@ -46,7 +46,9 @@ from tune.space.space import build_space
 from tune.study import Study
 
 INTERRUPTED = 130
+"""Exit status of a driver that SIGINT or SIGTERM has ended."""
 NAME = "fake"
+"""Name of the study."""
 SPACE = """
 regularizer.kind: {type: choice, choices: [l1, l2, cosine, none]}
 regularizer.text_weight: {type: float, low: 0.5, high: 200, log: true}
@@ -68,13 +70,18 @@ SMALL: dict[str, Any] = {
 
 
 def small_config(out: Path, **options: Any) -> StudyConfig:
-    """Configuration of a study of three settings in OUT/fake. Options are those of `StudyConfig.of`."""
+    """Return the configuration of a study of three settings in OUT/fake.
+
+    Args:
+        out: Parent of the study's folder.
+        options: Options of `StudyConfig.of`, which replace those of `SMALL`.
+    """
     space = build_space(parse_yaml(SPACE, where="small"), name="small")
     return StudyConfig.of(**{**SMALL, "space": space, "out": out, **options})
 
 
 def misbehave(out: Path, behaviour: dict[str, str]) -> None:
-    """Tell the trials of OUT/fake how to behave."""
+    """Tell the trials of OUT/fake how to behave (see `tests.support.fake_trial`)."""
     _misbehave(out / NAME, behaviour)
 
 
@@ -114,7 +121,7 @@ def _run(config: StudyConfig, shown: TextIO) -> None:
 
 @contextlib.contextmanager
 def _without_ray() -> Iterator[None]:
-    """Run jobs in this process. Only Ray and its Tune are replaced, and the rest of the executor is used."""
+    """Run jobs in this process. Only Ray and Ray Tune are replaced. The rest of the executor is used."""
     from tune.execution import executor, ray_cluster
 
     def fit(dispatcher: Any, *_: Any) -> None:
@@ -254,6 +261,7 @@ def _is_running(pid: int) -> bool:
 
 
 def _parse(options: Sequence[str]) -> argparse.Namespace:
+    """Parse OUT and the options of the command. Options that are not given are left out."""
     parser = argparse.ArgumentParser(argument_default=argparse.SUPPRESS)
     parser.add_argument("out", type=Path)
     for name in ("trials", "seed", "top", "max-concurrent"):
@@ -318,6 +326,7 @@ class Back(datetime):
     """A clock that is set back by an hour after its first use."""
 
     num_uses = 0
+    """How often `now` has been called."""
 
     @classmethod
     def now(cls, tz: Any = None) -> datetime:

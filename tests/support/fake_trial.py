@@ -7,11 +7,12 @@ The file behaviour.json in the study's folder makes jobs misbehave, also in Ray'
 |---|---|
 | sleepN | sleeps N seconds per epoch |
 | fail | reports a loss that is not finite |
-| raise | raises an error of its own code |
+| raise | raises an error in its own code |
 | full | raises the error of a full disk |
-| needsN | runs out of memory if its share of a device is below N |
+| needsN | runs out of memory if it has less than N of a GPU, or less than N CPUs without a GPU |
 | reads-data | fails on a node without data |
-| crash, crash-always | kills its worker in epoch 2: once, or each time |
+| crash | kills its worker in epoch 2, once |
+| crash-always | kills its worker in epoch 2, each time |
 | hang | hangs in epoch 2 until the behaviour changes |
 | bad | has a very low objective |
 | missing | has no objective |
@@ -91,6 +92,7 @@ class FakeTraining:
         return [REPORT_ADAPTER.validate_python(report, strict=False) for report in state["reports"]]
 
     def _write_reports(self) -> None:
+        """Write the reports so far, as a checkpoint."""
         reports = [REPORT_ADAPTER.dump_python(report, mode="json") for report in self._reports]
         state = {"configs": self._configs, "reports": reports}
         write_atomically(self._state_path, json.dumps(state).encode())
@@ -110,7 +112,7 @@ class FakeTraining:
         """Run an epoch, or repeat the report of one that an earlier worker has finished.
 
         Raises:
-            RuntimeError: The behaviour is "raise", or "needs" with more than the job's share of a device.
+            RuntimeError: The behaviour is "raise", or "needs" with more than the job has.
             InfrastructureError: The behaviour is "full".
         """
         # Not in `__init__`, because Tune may create a second worker of a job and never use it.
@@ -118,8 +120,27 @@ class FakeTraining:
         self._epoch += 1
         if self._epoch <= len(self._reports):
             return self._reported(self._reports[self._epoch - 1])
-        epoch = self._epoch
+
         behaviour = self._behaviour()
+        self._misbehave(behaviour)
+        if behaviour == "fail":
+            return EpochReport(epoch=self._epoch, error="loss is nan in step 7", finished=True)
+
+        report = EpochReport(
+            epoch=self._epoch,
+            runs=tuple(self._score(run, self._epoch, behaviour) for run in self._job.configs.values()),
+            loss=1.0 / self._epoch,
+            finished=self._epoch == self._job.epochs,
+        )
+        self._reports.append(report)
+        self._write_reports()
+        with (self._folder / "steps.log").open("a") as log:
+            log.write(f"{self._epoch}\n")
+        return self._reported(report)
+
+    def _misbehave(self, behaviour: str) -> None:
+        """Do what a behaviour does before the end of an epoch. The errors are those of `advance`."""
+        epoch = self._epoch
         if behaviour.startswith("sleep"):
             time.sleep(float(behaviour.removeprefix("sleep")))
         if behaviour == "crash" and epoch == 2 and not (self._folder / "crashed").exists():
@@ -140,19 +161,6 @@ class FakeTraining:
             raise RuntimeError("the disk is made of cheese")
         if behaviour == "full":
             raise InfrastructureError(f"cannot write {self._folder}: No space left on device")
-        if behaviour == "fail":
-            return EpochReport(epoch=epoch, error="loss is nan in step 7", finished=True)
-        report = EpochReport(
-            epoch=epoch,
-            runs=tuple(self._score(run, epoch, behaviour) for run in self._job.configs.values()),
-            loss=1.0 / epoch,
-            finished=epoch == self._job.epochs,
-        )
-        self._reports.append(report)
-        self._write_reports()
-        with (self._folder / "steps.log").open("a") as log:
-            log.write(f"{epoch}\n")
-        return self._reported(report)
 
     def _score(self, run: Config, epoch: int, behaviour: str) -> RunScore:
         """Return the score of a run after an epoch."""

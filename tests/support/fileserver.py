@@ -50,13 +50,9 @@ def serve(files: dict[str, bytes]) -> Iterator[Served]:
             if status != 200 or content is None:
                 self.send_error(status)
                 return
-            etag = f'"{hashlib.md5(content).hexdigest()}"'
-            validator = {"ETag": etag, "Last-Modified": served.modified}.get(served.validator)
-            requested = self.headers.get("Range", "bytes=0-")
-            start = int(requested.removeprefix("bytes=").removesuffix("-"))
-            is_unchanged = self.headers.get("If-Range", validator) == validator
-            if not served.ranges or not is_unchanged:
-                start = 0
+
+            validator = self._validator(content)
+            start = self._first_byte(validator)
             size = len(content)
             if start >= size > 0:
                 self.send_response(416)
@@ -64,6 +60,7 @@ def serve(files: dict[str, bytes]) -> Iterator[Served]:
                 self.send_header("Content-Length", "0")
                 self.end_headers()
                 return
+
             served.starts.append(start)
             content = content[start:]
             self.send_response(206 if start else 200)
@@ -73,10 +70,27 @@ def serve(files: dict[str, bytes]) -> Iterator[Served]:
             if validator is not None:
                 self.send_header(served.validator, validator)
             self.end_headers()
+
             if served.break_at:
                 content = content[: served.break_at.pop(0)]
                 self.close_connection = True
             self.wfile.write(content)
+
+        def _validator(self, content: bytes) -> str | None:
+            """Return the value of the header `Served.validator`, or None without this header."""
+            if served.validator == "ETag":
+                return f'"{hashlib.md5(content).hexdigest()}"'
+            if served.validator == "Last-Modified":
+                return served.modified
+            return None
+
+        def _first_byte(self, validator: str | None) -> int:
+            """Return the first byte to send. It is 0 if the client's part belongs to a changed file."""
+            is_unchanged = self.headers.get("If-Range", validator) == validator
+            if not served.ranges or not is_unchanged:
+                return 0
+            requested = self.headers.get("Range", "bytes=0-")
+            return int(requested.removeprefix("bytes=").removesuffix("-"))
 
         def log_message(self, format: str, *args: object) -> None:
             """Print nothing, unlike the base class."""

@@ -156,9 +156,14 @@ def main() -> None:
     nodes: dict[int, Any] = {}
 
     def pids_of(node: Any) -> list[int]:
-        return [each.process.pid for processes in node.all_processes.values() for each in processes]
+        """Return the ids of the processes that Ray has started for a node."""
+        pids = []
+        for processes in node.all_processes.values():
+            pids += [each.process.pid for each in processes]
+        return pids
 
     def start(cpus: int, variables: dict[str, str]) -> Any:
+        """Start a node with these environment variables. Return Ray's object of it."""
         return cluster.add_node(
             num_cpus=cpus,
             node_ip_address="127.0.0.1",
@@ -167,7 +172,8 @@ def main() -> None:
             env_vars=variables,
         )
 
-    def add(cpus: int, *assignments: str) -> Any:
+    def add(cpus: int, *assignments: str) -> int:
+        """Start a node, a second time if needed. Return the process id of its raylet."""
         variables = dict(assignment.split("=") for assignment in assignments)
         try:
             node = start(cpus, variables)
@@ -180,6 +186,7 @@ def main() -> None:
         return raylet.process.pid
 
     def kill(node: Any) -> None:
+        """Kill all processes of a node."""
         _kill(pids_of(node))
         cluster.remove_node(node, allow_graceful=False)  # it also waits for the processes
 

@@ -74,22 +74,27 @@ class Plain:
         """Train on a batch with the loss of a method: its regularizer, or only the cross-entropy."""
         text, image, frozen_image = self.features(images)
         logits = self.clip.logit_scale * image @ text.T
+        frozen_logits = self.clip.logit_scale * frozen_image @ self.frozen_text_CE.T
         loss = F.cross_entropy(logits, labels)
+
         if method == "kgcoop":
             loss = loss + 8 * (1 - F.cosine_similarity(text, self.frozen_text_CE).mean())
-        frozen_logits = self.clip.logit_scale * frozen_image @ self.frozen_text_CE.T
+
         if method == "promptsrc":
             divergence = F.kl_div(
                 logits.log_softmax(1), frozen_logits.log_softmax(1), reduction="sum", log_target=True
             )
             loss = loss + divergence / logits.numel()
             loss = loss + 25 * F.l1_loss(text, self.frozen_text_CE) + 10 * F.l1_loss(image, frozen_image)
+
+        # ProGrad removes from each gradient what conflicts with the direction of general knowledge.
         general_directions: dict[nn.Parameter, Tensor | None] = {}
         if method == "prograd":
             self.optimizer.zero_grad()
             distillation = -(frozen_logits.softmax(1) * logits.log_softmax(1)).sum(1).mean()
             distillation.backward(retain_graph=True)
             general_directions = {parameter: parameter.grad for parameter in self.parameters}
+
         self.optimizer.zero_grad()
         loss.backward()
         for parameter, direction in general_directions.items():
@@ -193,6 +198,8 @@ class PlainMeta(Released):
         text = text_features(self.clip, self.tokens, tokens)
         image = F.normalize(image_features(self.clip, images, tokens), dim=-1)
         frozen = F.normalize(image_features(self.clip, images, {}), dim=-1)
+
+        # Both losses, and their gradients with respect to the tokens of the towers.
         task = F.cross_entropy(self.clip.logit_scale * image @ text.T, labels)
         regularization = self.text_weight * F.l1_loss(text, self.teacher)
         regularization = regularization + self.image_weight * F.l1_loss(image, frozen)
@@ -200,12 +207,11 @@ class PlainMeta(Released):
         variables = list(tokens.values())
         task_gradients = torch.autograd.grad(task, variables, **options)
         regularizer_gradients = torch.autograd.grad(regularization, variables, **options)
-        gated = [
-            self.gated(name, of_task, of_regularizer)
-            for name, of_task, of_regularizer in zip(
-                tokens, task_gradients, regularizer_gradients, strict=True
-            )
-        ]
+
+        # The gate combines them. The chain rule leads from the tokens to the leaves.
+        gated = []
+        for name, of_task, of_regularizer in zip(tokens, task_gradients, regularizer_gradients, strict=True):
+            gated.append(self.gated(name, of_task, of_regularizer))
         gradients = torch.autograd.grad(variables, list(self.prompts.values()), gated, **options)
         return dict(zip(self.prompts, gradients, strict=True))
 

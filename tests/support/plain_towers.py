@@ -1,14 +1,36 @@
-"""Towers of open_clip with prompts, which hooks put among the tokens.
+"""Towers of open_clip with prompts. Hooks replace or append tokens in the input of layers.
 
-Unlike the towers of the package, they compute all tokens in all layers.
+Unlike the towers of the package, these compute all tokens in all layers.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+Put = Callable[[Tensor, Tensor], Tensor]
+"""Function that puts prompts (P, width) into tokens (rows, length, width), and returns the tokens."""
+
+
+def _put_into_input(module: nn.Module, put: Put, prompt: Tensor) -> Any:
+    """Put prompts into the first argument of a module. Return the hook, which `remove` ends."""
+
+    def hook(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        tokens, *others = arguments
+        return (put(tokens, prompt), *others)
+
+    return module.register_forward_pre_hook(hook)
+
+
+def _put_into_output(module: nn.Module, put: Put, prompt: Tensor) -> Any:
+    """Put prompts into the output of a module. Return the hook, which `remove` ends."""
+
+    def hook(_: nn.Module, arguments: tuple[Any, ...], tokens: Tensor) -> Tensor:
+        return put(tokens, prompt)
+
+    return module.register_forward_hook(hook)
 
 
 def plain_text(model: Any, ids: Tensor, prompts: Mapping[int, Tensor], start: int) -> Tensor:
@@ -29,10 +51,9 @@ def plain_text(model: Any, ids: Tensor, prompts: Mapping[int, Tensor], start: in
     with ExitStack() as hooks:
         for layer, prompt in prompts.items():
             if layer == 0:
-                hook = tower.token_embedding.register_forward_hook(lambda m, a, x, p=prompt: put(x, p))
+                hook = _put_into_output(tower.token_embedding, put, prompt)
             else:
-                block = tower.transformer.resblocks[layer]
-                hook = block.register_forward_pre_hook(lambda m, a, p=prompt: (put(a[0], p), *a[1:]))
+                hook = _put_into_input(tower.transformer.resblocks[layer], put, prompt)
             hooks.callback(hook.remove)
         features: Tensor = model.encode_text(ids, normalize=False)
     return features
@@ -65,12 +86,15 @@ def plain_image(model: Any, pixels: Tensor, prompts: Mapping[int, Tensor]) -> Te
     def put(x: Tensor, prompt: Tensor) -> Tensor:
         return torch.cat([x[:, :num_own], prompt.expand(len(x), -1, -1)], dim=1)
 
+    def without_prompts(_: nn.Module, arguments: tuple[Any, ...], x: Tensor) -> Tensor:
+        return x[:, :num_own]
+
     with ExitStack() as hooks:
         for layer, prompt in prompts.items():
             module = before_blocks if layer == 0 else blocks[layer]
-            hook = module.register_forward_pre_hook(lambda m, a, p=prompt: (put(a[0], p), *a[1:]))
+            hook = _put_into_input(module, put, prompt)
             hooks.callback(hook.remove)
-        without_prompts = blocks[-1].register_forward_hook(lambda m, a, x: x[:, :num_own])
-        hooks.callback(without_prompts.remove)
+        hook = blocks[-1].register_forward_hook(without_prompts)
+        hooks.callback(hook.remove)
         features: Tensor = model.encode_image(pixels, normalize=False)
     return features

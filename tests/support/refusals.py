@@ -40,8 +40,9 @@ FAULTS = {
     "full": Fault(errno.ENOSPC, _NEED_SPACE),
     "read-only": Fault(errno.EROFS, _ALL),
     "forbidden": Fault(errno.EACCES, _ALL - {"write", "fsync"}),
-    "ill": Fault(errno.EIO, _ALL, once=True),
+    "failing once": Fault(errno.EIO, _ALL, once=True),
 }
+"""Faults by name."""
 
 
 class RefusingDisk:
@@ -72,9 +73,12 @@ class RefusingDisk:
         patch.setattr(os, "fsync", self._checked_fsync(os.fsync))
 
     def _is_here(self, file: Any) -> bool:
+        """Return whether a path is below the folder. Open descriptors are not paths."""
         return isinstance(file, str | Path) and str(file).startswith(self._folder)
 
     def _checked_open(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a function like `open` that counts calls for writing, and the writes to their files."""
+
         def checked(file: Any, mode: str = "r", *args: Any, **options: Any) -> Any:
             can_write = not set("wax+").isdisjoint(mode)
             if not can_write or not self._is_here(file):
@@ -85,6 +89,8 @@ class RefusingDisk:
         return checked
 
     def _checked_fsync(self, call: Callable[[int], None]) -> Callable[[int], None]:
+        """Return a function like `os.fsync` that counts its calls."""
+
         def checked(descriptor: int) -> None:
             self._check("fsync", os.readlink(f"/proc/self/fd/{descriptor}"))
             call(descriptor)
@@ -92,6 +98,8 @@ class RefusingDisk:
         return checked
 
     def _checked(self, kind: str, call: Callable[..., None]) -> Callable[..., None]:
+        """Return a function like `os.mkdir`, `os.replace` or `os.unlink` that counts its calls."""
+
         def checked(path: Any, *args: Any, **options: Any) -> None:
             changes_nothing = kind == "mkdir" and os.path.exists(path)
             if self._is_here(path) and not changes_nothing:

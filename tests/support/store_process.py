@@ -1,6 +1,7 @@
-"""A process that drives a study's store: `python -m tests.support.store_process OUT URL HANGING ...`.
+"""A process that runs the trials of a study without training, two at a time.
 
-Two trials run at a time. Those with a HANGING number never end.
+The command is `python -m tests.support.store_process OUT URL HANGING ...`. Trials with the numbers HANGING
+never end. When only these are left, the process prints "hanging" and their numbers, and waits to be killed.
 """
 
 import sys
@@ -15,7 +16,7 @@ from tune.store.storage import convert_db_errors
 
 
 def drive(out: Path, url: str, hanging: set[int]) -> None:
-    """Run trials until the store has no more, or only hanging ones are left.
+    """Run trials until the store has no more. If only hanging ones are left, wait forever.
 
     Args:
         out: Parent of the study's folder.
@@ -33,16 +34,17 @@ def drive(out: Path, url: str, hanging: set[int]) -> None:
                 running.append(trial)
             if not running:
                 return
-            able = [trial for trial in running if trial.number not in hanging]
-            if able:
-                trial = able[0]
-                store.report(trial.number, report(trial))
-                running.remove(trial)
-            else:
-                print("hanging", *(trial.number for trial in running), flush=True)
-                while True:  # until the test kills this process
-                    store.add_seconds(0.01)
-                    time.sleep(0.01)
+            not_hanging = [trial for trial in running if trial.number not in hanging]
+            if not not_hanging:
+                break
+            trial = not_hanging[0]
+            store.report(trial.number, report(trial))
+            running.remove(trial)
+
+        print("hanging", *(trial.number for trial in running), flush=True)
+        while True:  # until the test kills this process
+            store.add_seconds(0.01)
+            time.sleep(0.01)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,10 @@
 
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ RANGES: dict[str, dict[str, Any]] = {
     "prompts.text_depth": {"type": "int", "low": 0, "high": 12},
     "augment.flip": {"type": "float", "low": 0.0, "high": 0.5},
 }
+"""Ranges of the settings."""
 DEFAULT: dict[str, Any] = {
     "regularizer.kind": "l1",
     "regularizer.text_weight": 25.0,
@@ -118,6 +120,13 @@ def run(dataset: str, seed: int, settings: Mapping[str, Any], base: float = 0, n
     )
 
 
+def runs_of(
+    datasets: Iterable[str], seeds: Iterable[int], settings: Mapping[str, Any]
+) -> tuple[RunScore, ...]:
+    """Return a run for each dataset and seed."""
+    return tuple(run(name, seed, settings) for name, seed in product(datasets, seeds))
+
+
 CLASSES = {"base": ("banded", "blotchy", "dotted"), "new": ("waffled", "zigzagged")}
 """Class names of the final test."""
 
@@ -139,7 +148,7 @@ def with_metrics(score: RunScore, classes: Mapping[str, Sequence[str]] = CLASSES
 def trial(
     number: int, state: Any = "COMPLETE", datasets: Sequence[str] = ("dtd",), **changes: Any
 ) -> TrialRecord:
-    """Return a trial with two seeds.
+    """Return the record of a trial with two seeds.
 
     Args:
         number: Number of the trial.
@@ -151,7 +160,7 @@ def trial(
     epochs = {"COMPLETE": 5, "PRUNED": 2, "FAIL": 0}[state]
     runs: tuple[RunScore, ...] = ()
     if state != "FAIL":
-        runs = tuple(run(name, seed, settings) for name in datasets for seed in (0, 1))
+        runs = runs_of(datasets, (0, 1), settings)
     objective = mean_of(runs)
     start = datetime(2026, 1, 1) + timedelta(minutes=7 * number)
     record = TrialRecord(
@@ -179,9 +188,8 @@ def confirmation(trials: Sequence[TrialRecord]) -> Confirmation:
     confirmed = [*best[:3], *(each for each in best[3:] if each.is_baseline)]
     candidates = []
     for each in confirmed:
-        datasets = dict.fromkeys(score.dataset for score in each.runs)
-        new_runs = [run(name, seed, each.settings) for name in datasets for seed in seeds]
-        runs = (*each.runs, *new_runs)
+        datasets = dict.fromkeys(score.dataset for score in each.runs)  # without repetitions, in order
+        runs = (*each.runs, *runs_of(datasets, seeds, each.settings))
         candidates.append(Candidate(each.number, each.is_baseline, each.settings, runs))
     best_candidate = max(candidates, key=lambda each: each.mean or 0.0)
     return Confirmation(seeds, tuple(candidates), best_candidate.number)

@@ -1,9 +1,9 @@
-"""Plain transcriptions of TCP, MMA, MMRL, DePT and CoPrompt, with which speed and memory are compared.
+"""Plain transcriptions of TCP, MMA, MMRL, DePT and CoPrompt. Benchmarks compare speed and memory with them.
 
-They are what a user would write from the official code: whole sequences of 77 tokens through both towers, one
-loss, autograd, and an optimizer of torch. Frozen weights require no gradients, torch's fused attention is
-used, and frozen text features are computed once, as in the official code. The learned tensors have the names
-that they have in the package.
+They are what a user would write from the official code. Whole sequences of 77 tokens pass both towers, and
+there is one loss, autograd, and an optimizer of torch. As in the official code, frozen weights require no
+gradients, attention is torch's fused one, and frozen text features are computed once. The learned tensors
+have the names that they have in the package.
 
 `tests/parity/test_transcriptions.py` compares them with recordings of the official code and with the package.
 """
@@ -84,6 +84,7 @@ class Transcription(ABC):
         return loss.detach()
 
     def _optimizer(self) -> torch.optim.Optimizer:
+        """Return torch's optimizer with the method's settings. Logits can have their own learning rate."""
         optim = self.config.optim
         heads = [leaf for name, leaf in self.leaves.items() if name.startswith("logits.")]
         others = [leaf for name, leaf in self.leaves.items() if not name.startswith("logits.")]
@@ -152,19 +153,32 @@ class Transcription(ABC):
 def through(
     tower: Tower, x: Tensor, *, before: Before = unchanged, beside: Beside = nothing, causal: bool = False
 ) -> Tensor:
-    """Return the output of all blocks of a tower."""
+    """Return the output of all blocks of a tower.
+
+    Args:
+        tower: Frozen tower.
+        x: (rows, tokens, width) input.
+        before: Function that changes the input of each block.
+        beside: Function whose result is added to the output of each block.
+        causal: True if a token sees only the tokens before it.
+    """
     for index, block in enumerate(tower.blocks):
         x = before(index, x)
+
+        # Attention
         normed = F.layer_norm(x, x.shape[-1:], block.ln_1_weight, block.ln_1_bias, tower.eps)
         qkv = F.linear(normed, block.in_proj_weight, block.in_proj_bias)
         q, k, v = qkv.unflatten(-1, (3, tower.num_heads, -1)).permute(2, 0, 3, 1, 4)
         attended = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
         attended = attended.transpose(1, 2).flatten(2)
         z = x + F.linear(attended, block.out_proj_weight, block.out_proj_bias)
+
+        # MLP
         h = F.layer_norm(z, z.shape[-1:], block.ln_2_weight, block.ln_2_bias, tower.eps)
         h = F.linear(h, block.c_fc_weight, block.c_fc_bias)
         h = h * torch.sigmoid(QUICK_GELU_FACTOR * h)
         x = z + F.linear(h, block.c_proj_weight, block.c_proj_bias)
+
         added = beside(index, normed)
         if added is not None:
             x = x + added

@@ -1,6 +1,6 @@
-"""`prometar reproduce --tune` with jobs that do not train, and what it leaves in its folder.
+"""The command `prometar reproduce --tune` with jobs that do not train, and readers of its files.
 
-`compare` runs it in this process. As a process of its own, which tests can kill:
+`compare` runs the command in this process. Tests can also run it in a separate process, to kill it:
 
     python -m tests.support.tuned OUT [options of prometar reproduce]
 """

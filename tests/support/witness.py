@@ -69,19 +69,18 @@ NO_LOSSES: dict[str, list[Any]] = {
     "failed": [],
     "differing": [],
 }
-
-
 """`Witness.losses` of a study that has lost nothing."""
 
 
 def _content(file: Path) -> bytes | None:
+    """Return the content of a file, or None if it does not exist."""
     return file.read_bytes() if file.exists() else None
 
 
 def outcome(out: Path) -> dict[str, Any]:
     """Return the results of a study in OUT/fake: trials, confirmation and final test.
 
-    They do not include times, notes and allocated CPUs, which interruptions may change.
+    Times, notes and allocated CPUs are left out, because interruptions may change them.
     """
     found = {f"trial {record['number']}": record for record in records(out)}
     for name in ("confirmation.json", "finals.json"):
@@ -95,10 +94,10 @@ _CIRCUMSTANCES = ("started", "ended", "seconds", "notes", "cpus")
 
 
 def _without_circumstances(content: Any) -> Any:
+    """Return records without the keys of `_CIRCUMSTANCES`."""
     if isinstance(content, dict):
-        return {
-            key: _without_circumstances(value) for key, value in content.items() if key not in _CIRCUMSTANCES
-        }
+        kept = {key: value for key, value in content.items() if key not in _CIRCUMSTANCES}
+        return {key: _without_circumstances(value) for key, value in kept.items()}
     if isinstance(content, list):
         return [_without_circumstances(each) for each in content]
     return content

@@ -62,6 +62,7 @@ def search(folder: Path, name: str, console: Console, *, first: int, last: int) 
 
 
 def shown_by_tensorboard(folder: Path) -> Shown:
+    """Return what TensorBoard reads from a study's folder."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
@@ -79,6 +80,7 @@ def shown_by_tensorboard(folder: Path) -> Shown:
 
 
 def shown_by_mlflow(folder: Path) -> Shown:
+    """Return what MLflow's database in a study's folder contains."""
     found: Shown = {}
     with sqlite3.connect(folder / "mlflow.db") as db:
         for run, name, status in db.execute("select run_uuid, name, status from runs").fetchall():
