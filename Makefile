@@ -82,7 +82,7 @@ fuzz: install
 
 # Timings, and a comparison of samplers (docs/performance.md). QUICK=--quick only checks that the scripts work.
 # DATA_ROOT is a folder that contains dtd/. Without it, the script `stream` generates its images.
-SCRIPTS := step stream trial_start sampler study
+SCRIPTS := step dispatch stream trial_start sampler study
 DATA_ROOT ?=
 QUICK ?=
 bench: install
