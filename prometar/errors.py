@@ -41,6 +41,9 @@ _OUT_OF_MEMORY_AFTER_CHECK = (
 """Parts of messages that mean that memory is exhausted if the GPU has passed its check (`prometar.device`).
 In the check itself, they may mean that a library does not support the GPU."""
 
+MAX_LINE_LENGTH = 160
+"""Length in characters up to which `first_line` keeps a whole line."""
+
 RESUME = "Rerun the same command to resume."
 FIX_AND_RESUME = "Fix the cause, then rerun the same command to resume."
 
@@ -73,9 +76,18 @@ class InputError(InfrastructureError):
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line (up to 160 characters) of an error's message, or else the error's class name."""
+    """Return the first line of an error's message, or else the error's class name.
+
+    A line of more than 160 characters is cut after a word, and ends with "...".
+    """
     lines = str(error).strip().splitlines()
-    return lines[0][:160] if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    line = lines[0]
+    if len(line) <= MAX_LINE_LENGTH:
+        return line
+    whole_words = line[:MAX_LINE_LENGTH].rpartition(" ")[0]
+    return f"{whole_words or line[:MAX_LINE_LENGTH]} ..."
 
 
 def last_line(text: str) -> str:

@@ -65,7 +65,8 @@ def require_name(name: str) -> None:
         return
     if os.path.isdir(name):
         raise UserError(
-            f"Unknown dataset '{name}'. For the images in {name}, pass --dataset folder --data-root {name}."
+            f"Unknown dataset '{name}'. For the images in {name}, use the dataset `folder`, and pass "
+            f"--data-root {name}."
         )
     if not is_custom(name):
         known = ", ".join(BUILT_IN_NAMES)
@@ -91,7 +92,7 @@ def reject_unused_root(names: Iterable[str]) -> None:
     if all(name in RENDERED for name in names):
         raise UserError(
             f"--data-root does not apply to {' and '.join(names)}, whose images are rendered. "
-            "For your own images, add --dataset folder. Otherwise, omit --data-root."
+            "For your own images, use the dataset `folder`. Otherwise, omit --data-root."
         )
 
 
@@ -246,9 +247,11 @@ def _data_root_advice(name: str) -> str:
     if name == OWN_IMAGES:
         return "Pass --data-root DIR. DIR must contain class folders, or train/ and test/ with class folders."
     folder = dataset_location(name, "")
-    return (
-        f"Pass --data-root DIR, the folder that contains {folder}/, or run `prometar data download {name}`."
-    )
+    advice = f"Pass --data-root DIR, the folder that contains {folder}/"
+    instructions = BENCHMARKS[name].instructions
+    if instructions:
+        return f"{advice}. {instructions}"
+    return f"{advice}, or run `prometar data download {name}`."
 
 
 def rendered_dataset(rendered: RenderedSet[Any], source: Source) -> Dataset:

@@ -222,7 +222,7 @@ def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
         ),
         pytest.param(
             ["--dataset", "textures", "--data-root", "{}"],
-            "own images, add --dataset folder.",
+            "own images, use the dataset `folder`.",
             id="data root of a rendered dataset",
         ),
     ],

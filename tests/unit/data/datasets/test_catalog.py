@@ -66,6 +66,20 @@ def test_the_error_for_a_missing_data_root_names_it_and_the_download(tmp_path: P
     assert message.endswith("or run `prometar data download dtd`.")
 
 
+def test_the_error_for_imagenet_without_a_data_root_says_where_to_get_it() -> None:
+    message = open_error("imagenet", None)
+    assert (
+        "--data-root DIR, the folder that contains imagenet/. Get ILSVRC 2012 from image-net.org." in message
+    )
+    assert "prometar data download" not in message
+
+
+def test_the_error_for_a_folder_of_images_names_the_dataset_of_own_images(tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    assert f"use the dataset `folder`, and pass --data-root {folder}." in open_error(str(folder), None)
+
+
 def test_the_error_for_a_missing_dataset_folder_names_it(own_dtd: Path) -> None:
     (own_dtd / "dtd").rename(own_dtd / "moved")
     assert str(own_dtd / "dtd") in open_error("dtd", own_dtd)
