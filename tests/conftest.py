@@ -99,8 +99,11 @@ def ray_local() -> Iterator[str]:
     """
     import ray
 
-    from tune.execution.ray_cluster import preserve_signal_handlers
+    from tune.execution.ray_cluster import TOKEN, preserve_signal_handlers
 
+    # Ray reads a token once per process. If an earlier test ran a study, it was this one. Drivers in other
+    # processes inherit it.
+    os.environ.setdefault("RAY_AUTH_TOKEN", TOKEN)
     for attempt in range(3):
         ray.shutdown()  # a Ray that a test has left running, or an incomplete start
         try:

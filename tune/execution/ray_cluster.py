@@ -30,7 +30,7 @@ _LOCAL_ENVIRONMENT = {
 }
 # If the head accepts connections but `ray.init` fails, a token may be missing. Ray's error may not say so.
 _TOKEN_HINT = " If the cluster requires a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH."
-_TOKEN = secrets.token_hex(32)  # of the clusters that this process starts
+TOKEN = secrets.token_hex(32)  # of the clusters that this process starts
 _TOKEN_FILE = Path.home() / ".ray" / "auth_token"  # where Ray stores a token by default
 _owns_cluster = False
 
@@ -164,7 +164,7 @@ def _token_in_memory() -> Iterator[None]:
     if os.environ.keys() & {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}:
         yield
         return
-    os.environ["RAY_AUTH_TOKEN"] = _TOKEN
+    os.environ["RAY_AUTH_TOKEN"] = TOKEN
     try:
         yield
     finally:

@@ -22,6 +22,8 @@ Init = Callable[[Callable[..., None]], None]
 @pytest.fixture
 def init(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Init:
     """Replaces `ray.init` in a process where Ray does not run and has never written a token."""
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    monkeypatch.delenv("RAY_AUTH_TOKEN_PATH", raising=False)
     monkeypatch.setattr(ray_cluster, "_TOKEN_FILE", tmp_path / "missing")
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "nodes", list)
@@ -127,7 +129,6 @@ def test_only_a_dead_node_of_this_machine_counts(
 def test_a_local_cluster_gets_a_token_in_memory_that_later_processes_do_not_inherit(
     init: Init, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
     tokens: list[str] = []
     init(lambda **options: tokens.append(os.environ["RAY_AUTH_TOKEN"]))
 
@@ -175,7 +176,6 @@ def test_a_process_that_has_read_the_default_token_starts_ray_with_it_and_makes_
 def test_a_start_that_times_out_is_repeated_with_the_token_that_ray_has_read(
     init: Init, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
     file = tmp_path / "auth_token"
     file.touch()
     monkeypatch.setattr(ray_cluster, "_TOKEN_FILE", file)
