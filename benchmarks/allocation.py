@@ -41,7 +41,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from common import DEVELOPMENT, WORSE, describe, mean_and_interval, parser_of, publish, table
 from numpy.typing import NDArray
-from objectives import Table, drift, read_evidence
+from objectives import Results, drift_score, read_evidence
 from objectives import train as train_and_record
 
 from prometar.config.settings import configure
@@ -121,7 +121,7 @@ class Model(NamedTuple):
     correlation: float
 
 
-def fit(found: Table) -> Model:
+def fit(found: Results) -> Model:
     """Estimate the model. Means over seeds are shrunk towards their overall mean, to remove seed noise."""
 
     def shrunk(values: Floats) -> tuple[Floats, float]:
@@ -134,7 +134,7 @@ def fit(found: Table) -> Model:
         shrinkage = np.sqrt(variance_without_noise / variance)
         return overall + shrinkage * (means - overall), noise
 
-    runs = drift(found)
+    runs = drift_score(found)
     expected, noise = shrunk(runs)
     tests, _ = shrunk(found.tests)
     # These means are not shrunk. Shrinking would not change the correlation, but if all scores became equal,

@@ -9,8 +9,8 @@ as in a search, and tested. Scores of one seed are compared with test results of
 that diverge with one of the seeds have no test result, so they are excluded. Rerun the same command to resume
 from the records in --out. `--show` prints the tables of a file written by --evidence.
 
-Drift is also measured over the true names of the new classes, which a search does not know. This bounds the
-gain of users who can name future classes before they have images of them.
+Drift is also measured over the true names of the new classes, which a search does not know. Users may know
+the names of future classes before they have images of them. This measurement shows how much they could gain.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 from tempfile import TemporaryDirectory
 from typing import Any
 from unittest.mock import patch
@@ -48,27 +49,35 @@ from tune.space.space import load_space
 Floats = NDArray[np.float64]
 EVIDENCE = Path(__file__).with_suffix(".json")
 SEEN = ("base", "zero_shot", "divergence")
-"""Values from which a search computes the score `drift`. `divergence` is the drift."""
-DIVERGED = "diverged"
-"""Key of the error message in the record of a run that diverged. The record has no other keys."""
+"""Names of the values from which a search computes the score `drift`: base validation accuracy, accuracy of
+the frozen CLIP on the same images, and drift."""
 NAMED = "named divergence"
-"""Drift over the true names of the new classes."""
+"""Name of the drift over the true names of the new classes."""
+DIVERGED = "diverged"
+"""Key of the error message in the record of a run that diverged. The record has no other keys. In the file of
+--evidence, the same key contains the number of settings that diverged."""
 
 
 @dataclass(frozen=True)
-class Table:
-    """Figures of one dataset, settings x seeds. The default settings come first.
+class Results:
+    """Results of one dataset. Arrays have a row per settings and a column per seed.
+
+    The default settings are in the first row.
 
     Args:
-        classes, names: Number of base classes, and of out-of-domain names.
-        tests: H on the test images. base, new: Accuracy on them.
-        signals: Figures that predict test results, by name.
+        dataset: Name of the dataset.
+        num_classes: Number of base classes.
+        num_names: Number of names that are unrelated to the dataset, over which drift is measured.
+        tests: H on the test images.
+        base: Accuracy on test images of base classes, in percent.
+        new: Accuracy on test images of new classes, in percent.
+        signals: What predicts test results, by name (`SEEN` and `NAMED`).
         num_diverged: Number of settings that diverged and are therefore excluded.
     """
 
     dataset: str
-    classes: int
-    names: int
+    num_classes: int
+    num_names: int
     tests: Floats
     base: Floats
     new: Floats
@@ -76,46 +85,61 @@ class Table:
     num_diverged: int = 0
 
 
-def read_evidence(path: Path) -> tuple[dict[str, Any], list[Table]]:
-    """Return the options of the measurement, and its tables."""
-    found = json.loads(path.read_text("utf-8"))
-    tables = []
-    for each in found.pop("tables"):
-        tests, base, new = (np.array(each[name], np.float64) for name in ("tests", "base", "new"))
+def read_evidence(path: Path) -> tuple[dict[str, Any], list[Results]]:
+    """Return the options of the measurement, and the results of each dataset."""
+    content = json.loads(path.read_text("utf-8"))
+    results = []
+    for each in content.pop("tables"):
         signals = {name: np.array(values, np.float64) for name, values in each["signals"].items()}
-        tables.append(
-            Table(
-                each["dataset"],
-                each["classes"],
-                each["names"],
-                tests,
-                base,
-                new,
-                signals,
-                each.get(DIVERGED, 0),
+        results.append(
+            Results(
+                dataset=each["dataset"],
+                num_classes=each["classes"],
+                num_names=each["names"],
+                tests=np.array(each["tests"], np.float64),
+                base=np.array(each["base"], np.float64),
+                new=np.array(each["new"], np.float64),
+                signals=signals,
+                num_diverged=each.get(DIVERGED, 0),
             )
         )
-    return found, tables
+    options = content  # all other keys
+    return options, results
 
 
 # Measurement
 
 
 def config_of(args: argparse.Namespace, dataset: str, number: int, seed: int) -> Config:
-    """Return the configuration of a run. Number 0 has the default settings, others are random samples."""
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    sampled = optuna.create_study(sampler=optuna.samplers.RandomSampler(number)).ask()
-    settings = load_space(args.space).sample(sampled) if number else {}
-    where = {"data.name": dataset, "data.root": args.data_root, "backbone.name": "mini"}
-    return configure("prometar", {**settings, **where, "train.epochs": args.epochs, "train.seed": seed})
+    """Return the configuration of a run.
+
+    Settings number 0 are the default settings. Any other number is the seed of a random sample of the space.
+    """
+    settings: dict[str, Any] = {}
+    if number > 0:
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        sampler = optuna.samplers.RandomSampler(number)
+        settings |= load_space(args.space).sample(optuna.create_study(sampler=sampler).ask())
+    settings |= {
+        "data.name": dataset,
+        "data.root": args.data_root,
+        "backbone.name": "mini",
+        "train.epochs": args.epochs,
+        "train.seed": seed,
+    }
+    return configure("prometar", settings)
 
 
 def train(config: Config, path: Path) -> None:
-    """Train a run, test it, score it as `drift` does, and write the record. It says if the run diverged."""
+    """Train a run, test it, score it as a search does, and write its record.
+
+    If the run diverges, the record contains only the error message.
+    """
     torch.set_num_threads(1)
     shared = RunCache()
     run = build_run(config, "final", shared=shared)
     scored_run = build_run(config, "drift", shared=shared)
+    # A third run, which measures drift over the true names of the new classes.
     new_names = classnames(run.evaluations["new"].order.items)
     with patch.object(training_run, "out_of_domain_names", return_value=new_names):
         informed_run = build_run(config, "drift", shared=shared)
@@ -124,59 +148,61 @@ def train(config: Config, path: Path) -> None:
         try:
             while not session.finished:
                 session.run_epoch()
-            last = session.history[-1]
-            session.run = scored_run  # the same prompts, on other images
-            seen = session.score()
-            record: dict[str, float | str] = {
-                "H": last["objective"],
-                "base": last["base"],
-                "new": last["new"],
-            }
-            record |= {f"seen {name}": seen[name] for name in (*SEEN, "objective")}
+            tested = session.history[-1]
+            # The trained prompts are scored again, on the images and names of the other two runs.
+            session.run = scored_run
+            scored = session.score()
             session.run = informed_run
-            record[f"seen {NAMED}"] = session.score()["divergence"]
+            informed = session.score()
         except WorkError as error:
-            record = {DIVERGED: str(error)}
+            record: dict[str, float | str] = {DIVERGED: str(error)}
             print(f"{path.stem}: {error}", flush=True)
+        else:
+            record = {"H": tested["objective"], "base": tested["base"], "new": tested["new"]}
+            record |= {f"seen {name}": scored[name] for name in (*SEEN, "objective")}
+            record[f"seen {NAMED}"] = informed["divergence"]
     write_atomically(path, json.dumps(record).encode())
 
 
 def measure(args: argparse.Namespace) -> None:
     """Train the runs that have no record yet, and write the evidence."""
-    runs = {
+    settings_numbers = range(args.settings + 1)
+    record_paths = {
         (dataset, number, seed): args.out / f"{dataset}-{args.space}-{number:03d}-seed{seed}.json"
         for dataset in args.sets
-        for number in range(args.settings + 1)
+        for number in settings_numbers
         for seed in args.seeds
     }
-    todo = [key for key, path in runs.items() if not path.exists()]
+    missing = [key for key, path in record_paths.items() if not path.exists()]
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(args.jobs, context) as pool:
-        running = [pool.submit(train, config_of(args, *key), runs[key]) for key in todo]
+        running = [pool.submit(train, config_of(args, *key), record_paths[key]) for key in missing]
         for number, done in enumerate(as_completed(running), 1):
-            done.result()
-            print(f"{number} of {len(todo)} runs", flush=True)
+            done.result()  # raises the error of a run that failed
+            print(f"{number} of {len(missing)} runs", flush=True)
 
-    def records(dataset: str) -> list[list[dict[str, Any]]]:
-        settings = range(args.settings + 1)
-        return [[json.loads(runs[dataset, k, s].read_text("utf-8")) for s in args.seeds] for k in settings]
-
-    def counts(dataset: str) -> dict[str, int]:
-        config = config_of(args, dataset, 0, args.seeds[0])
-        backbone = load_configured_backbone(config.backbone)
+    tables: list[dict[str, Any]] = []
+    for dataset in args.sets:
+        records = [
+            [json.loads(record_paths[dataset, number, seed].read_text("utf-8")) for seed in args.seeds]
+            for number in settings_numbers
+        ]
+        backbone = load_configured_backbone(config_of(args, dataset, 0, args.seeds[0]).backbone)
         opened = open_dataset(dataset, args.data_root)
         names = out_of_domain_names(opened, backbone.vocabulary)
-        return {"classes": len(opened.base_labels), "names": len(names)}
-
-    tables = [{"dataset": name, **counts(name), **figures(records(name), name)} for name in args.sets]
+        counts = {"classes": len(opened.base_labels), "names": len(names)}
+        tables.append({"dataset": dataset, **counts, **figures(records, dataset)})
     options = {key: getattr(args, key) for key in ("space", "settings", "seeds", "epochs")}
-    write_atomically(
-        args.evidence, json.dumps({"machine": describe(threads=1), **options, "tables": tables}).encode()
-    )
+    evidence = {"machine": describe(threads=1), **options, "tables": tables}
+    write_atomically(args.evidence, json.dumps(evidence).encode())
 
 
 def figures(records: Sequence[Sequence[Mapping[str, Any]]], dataset: str) -> dict[str, Any]:
-    """Return figures of a dataset (settings x seeds) without settings that diverged with one of the seeds.
+    """Return the figures of a dataset that the evidence contains, without settings that diverged.
+
+    Args:
+        records: A row per settings, with the record of each seed. The default settings are in the first row.
+        dataset: Name of the dataset, for the message.
 
     Raises:
         WorkError: the default settings diverged, so there is nothing to compare with.
@@ -197,59 +223,87 @@ def figures(records: Sequence[Sequence[Mapping[str, Any]]], dataset: str) -> dic
 # Evaluation
 
 
-def drift(t: Table) -> Floats:
-    """Return H of base validation accuracy and predicted new accuracy (`prometar.training.drift`)."""
-    zero_shot = t.signals["zero_shot"]
-    weight = np.minimum(1, t.signals["divergence"] / np.log(t.names))
-    new = zero_shot + weight * np.minimum(0, 100 / t.classes - zero_shot)
-    return np.vectorize(lambda b, n: harmonic_mean({"base": b, "new": n}))(t.signals["base"], new)
+def drift_score(results: Results) -> Floats:
+    """Return the score `drift` of each run: H of base validation accuracy and predicted new accuracy.
+
+    The prediction is that of `prometar.training.drift`.
+    """
+    zero_shot = results.signals["zero_shot"]
+    chance = 100 / results.num_classes
+    weight = np.minimum(1, results.signals["divergence"] / np.log(results.num_names))
+    predicted_new = zero_shot + weight * np.minimum(0, chance - zero_shot)
+    score = np.vectorize(lambda base, new: harmonic_mean({"base": base, "new": new}))
+    scores: Floats = score(results.signals["base"], predicted_new)
+    return scores
 
 
-SCORES: dict[str, Callable[[Table], Floats]] = {
-    "base validation accuracy": lambda t: t.signals["base"],
-    "drift (default)": drift,
-    "the test itself, another seed": lambda t: t.tests,
+SCORES: dict[str, Callable[[Results], Floats]] = {
+    "base validation accuracy": lambda results: results.signals["base"],
+    "drift (default)": drift_score,
+    "the test itself, another seed": lambda results: results.tests,
 }
+"""Functions that return the score of each run, by their name in the table. The last one is the best possible
+score: it differs from the test result only by the seed."""
 
 
 def mean_of_other_seeds(tests: Floats, seed: int) -> Floats:
-    """Return the mean test result of the other seeds, per setting."""
+    """Return the mean test result over all seeds but one, for each row of settings.
+
+    `seed` is the number of the column that is left out.
+    """
     means: Floats = np.delete(tests, seed, axis=1).mean(axis=1)
     return means
 
 
-def scores_table(tables: Sequence[Table]) -> str:
-    """Return a table of scores: rank correlation, mean gain of the best-scored settings, number of losses."""
+def scores_table(results: Sequence[Results]) -> str:
+    """Return a table of scores: rank correlation, gain and losses of the settings with the best score.
+
+    All columns compare the score of one seed with the mean test result of the other seeds. Correlation and
+    gain are means over datasets and seeds.
+    """
     rows = []
     for name, score in SCORES.items():
-        pairs = [
-            (score(t)[:, k], mean_of_other_seeds(t.tests, k)) for t in tables for k in range(t.tests.shape[1])
-        ]
-        ranks = [spearmanr(*pair).statistic for pair in pairs]
-        gains = np.array([test[np.argmax(score)] - test[0] for score, test in pairs])
-        worse = f"{np.sum(gains < WORSE)} of {len(gains)}"
-        rows.append((name, f"{np.mean(ranks):.2f}", f"{gains.mean():+.2f}", worse))
+        correlations: list[float] = []
+        gains: list[float] = []
+        for each in results:
+            for seed in range(each.tests.shape[1]):
+                scores = score(each)[:, seed]
+                tests = mean_of_other_seeds(each.tests, seed)
+                correlations.append(spearmanr(scores, tests).statistic)
+                gains.append(tests[np.argmax(scores)] - tests[0])  # row 0: the default settings
+        num_worse = sum(gain < WORSE for gain in gains)
+        rows.append(
+            (name, f"{mean(correlations):.2f}", f"{mean(gains):+.2f}", f"{num_worse} of {len(gains)}")
+        )
     return table(("score", "rank correlation", "gain of the pick", "worse"), rows)
 
 
-def accuracies_table(tables: Sequence[Table]) -> str:
-    """Return how well base and new accuracy are predicted per dataset: rank correlations."""
-    predictors: dict[str, Callable[[Table], tuple[Floats, Floats]]] = {
-        "base accuracy with validation accuracy": lambda t: (t.signals["base"], t.base),
-        "new accuracy with low drift": lambda t: (-t.signals["divergence"], t.new),
-        "new accuracy with low drift over the true new names": lambda t: (-t.signals[NAMED], t.new),
-        "new accuracy with that of another seed": lambda t: (t.new, t.new),
-    }
+PREDICTORS: dict[str, Callable[[Results], tuple[Floats, Floats]]] = {
+    "base accuracy with validation accuracy": lambda results: (results.signals["base"], results.base),
+    "new accuracy with low drift": lambda results: (-results.signals["divergence"], results.new),
+    "new accuracy with low drift over the true new names": lambda results: (
+        -results.signals[NAMED],
+        results.new,
+    ),
+    "new accuracy with that of another seed": lambda results: (results.new, results.new),
+}
+"""Functions that return what predicts an accuracy, and that accuracy, by their name in the table."""
+
+
+def accuracies_table(results: Sequence[Results]) -> str:
+    """Return how well base and new accuracy are predicted: mean rank correlations over seeds, per dataset."""
     rows = []
-    for name, predictor in predictors.items():
-        ranks = []
-        for score, test in map(predictor, tables):
-            seeds = range(test.shape[1])
-            ranks.append(
-                np.mean([spearmanr(score[:, k], mean_of_other_seeds(test, k)).statistic for k in seeds])
-            )
-        rows.append((name, *(f"{rank:.2f}" for rank in ranks)))
-    return table(("rank correlation of", *(t.dataset for t in tables)), rows)
+    for name, predictor in PREDICTORS.items():
+        cells = []
+        for each in results:
+            signal, accuracy = predictor(each)
+            correlations = [
+                spearmanr(signal[:, seed], mean_of_other_seeds(accuracy, seed)).statistic
+                for seed in range(accuracy.shape[1])
+            ]
+            cells.append(f"{mean(correlations):.2f}")
+        rows.append((name, *cells))
+    return table(("rank correlation of", *(each.dataset for each in results)), rows)
 
 
 def main() -> None:
@@ -276,16 +330,17 @@ def main() -> None:
         args.evidence = args.out / "evidence.json"
     if not args.show:
         measure(args)
-    how, tables = read_evidence(args.evidence)
-    sets = ", ".join(t.dataset for t in tables)
-    seeds = ", ".join(map(str, how["seeds"]))
+    options, results = read_evidence(args.evidence)
+    sets = ", ".join(each.dataset for each in results)
+    seeds = ", ".join(map(str, options["seeds"]))
     head = (
-        f"{how['machine']}. {sets}: the default settings and {how['settings']} samples of `{how['space']}`, "
-        f"{how['epochs']} epochs, seeds {seeds}."
+        f"{options['machine']}. {sets}: the default settings and {options['settings']} samples of "
+        f"`{options['space']}`, {options['epochs']} epochs, seeds {seeds}."
     )
-    if num_diverged := sum(t.num_diverged for t in tables):
+    num_diverged = sum(each.num_diverged for each in results)
+    if num_diverged:
         head += f" {num_diverged} settings that diverged are excluded."
-    publish(f"{head}\n\n{scores_table(tables)}\n\n{accuracies_table(tables)}", args.doc, args.block)
+    publish(f"{head}\n\n{scores_table(results)}\n\n{accuracies_table(results)}", args.doc, args.block)
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ from common import (
     table,
 )
 from numpy.typing import NDArray
-from objectives import drift, read_evidence
+from objectives import drift_score, read_evidence
 from scipy.stats import spearmanr
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel, Matern, WhiteKernel
@@ -107,7 +107,7 @@ def read_recorded(*files: str) -> dict[str, Recorded]:
     for file in files:
         for found in read_evidence(Path(__file__).with_name(file))[1]:
             assert not found.num_diverged  # else the rows would be those of other settings
-            new = Recorded(drift(found), found.tests)
+            new = Recorded(drift_score(found), found.tests)
             if found.dataset in joined:
                 old = joined[found.dataset]
                 num_seeds = min(old.tests.shape[1], new.tests.shape[1])
