@@ -47,7 +47,7 @@ import csv
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import zip_longest
+from itertools import product, zip_longest
 from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
@@ -86,55 +86,101 @@ RECORDS = Path(__file__).with_suffix(".jsonl")
 SPACE_FILES = ("objectives.json", "space_full.json", "space_recipe.json")
 BUDGETS = (8, 12, 24)
 SOURCE_TRIALS = 12
+"""Number of random settings that a source study tries."""
+NUM_RANDOM_SETTINGS = 24
+"""Number of random settings in objectives.json."""
 TOP = 3
+"""Number of trials that are confirmed, besides the default settings."""
 DEFAULT = 0
-"""Number of the default settings among the recorded ones."""
+"""Number (row) of the default settings among the recorded ones. All others are random settings."""
 
 
 # Replays
 
 
 class Recorded(NamedTuple):
-    """Recorded runs of a dataset, settings x seeds. The default settings come first."""
+    """Recorded runs of a dataset. Arrays have a row per settings and a column per seed.
+
+    The default settings are in the row `DEFAULT`.
+    """
 
     scores: Floats
+    """Scores of a search (`drift`)."""
     tests: Floats
+    """H on test images."""
 
 
 def read_recorded(*files: str) -> dict[str, Recorded]:
-    """Return the recorded runs by dataset. Several files are joined, with the seeds that all have."""
+    """Return the recorded runs by dataset. The rows of several files are joined."""
     joined: dict[str, Recorded] = {}
     for file in files:
-        for found in read_evidence(Path(__file__).with_name(file))[1]:
-            assert not found.num_diverged  # else the rows would be those of other settings
-            new = Recorded(drift_score(found), found.tests)
-            if found.dataset in joined:
-                old = joined[found.dataset]
-                num_seeds = min(old.tests.shape[1], new.tests.shape[1])
-                scores, tests = (
-                    np.concatenate([ours[:, :num_seeds], theirs[1:, :num_seeds]])
-                    for ours, theirs in zip(old, new, strict=True)
-                )
-                new = Recorded(scores, tests)
-            joined[found.dataset] = new
+        _, results = read_evidence(Path(__file__).with_name(file))
+        for each in results:
+            assert not each.num_diverged  # otherwise, the rows would be those of other settings
+            recorded = Recorded(drift_score(each), each.tests)
+            if each.dataset in joined:
+                recorded = _joined(joined[each.dataset], recorded)
+            joined[each.dataset] = recorded
     return joined
+
+
+def _joined(first: Recorded, second: Recorded) -> Recorded:
+    """Join the settings of two records. Keep the seeds that both have, and the default settings once."""
+    num_seeds = min(first.tests.shape[1], second.tests.shape[1])
+    kept = slice(num_seeds)
+    return Recorded(
+        scores=np.concatenate([first.scores[:, kept], second.scores[DEFAULT + 1 :, kept]]),
+        tests=np.concatenate([first.tests[:, kept], second.tests[DEFAULT + 1 :, kept]]),
+    )
+
+
+def shuffled(num_settings: int, rng: np.random.Generator) -> list[int]:
+    """Return the numbers of all random settings (without the default settings) in random order."""
+    return [int(number) for number in rng.permutation(np.arange(DEFAULT + 1, num_settings))]
 
 
 def replay_study(
     recorded: Recorded, trials: Sequence[int], score_seed: int, confirmation_seeds: Sequence[int]
 ) -> list[int]:
-    """Return the candidates of a study of these trials and the default settings: the selected one first."""
+    """Return the confirmed settings of a replayed study, the selected ones first.
+
+    Args:
+        recorded: Recorded runs of the study's dataset.
+        trials: Numbers of the settings that the search tries, in addition to the default settings.
+        score_seed: Seed of the search.
+        confirmation_seeds: Seeds of the confirmation. Its mean score includes the seed of the search.
+    """
     ranked = sorted(trials, key=lambda number: -recorded.scores[number, score_seed])
     seeds = [score_seed, *confirmation_seeds]
     means = {number: recorded.scores[number, seeds].mean() for number in (DEFAULT, *ranked[:TOP])}
-    return sorted(means, key=lambda number: (-means[number], number != DEFAULT))
+    return sorted(
+        means, key=lambda number: (-means[number], number != DEFAULT)
+    )  # the default settings win ties
+
+
+def replay_random_study(recorded: Recorded, rng: np.random.Generator) -> list[int]:
+    """Return the confirmed settings of a source study, whose settings and seeds are drawn at random."""
+    num_settings, num_seeds = recorded.tests.shape
+    drawn = shuffled(num_settings, rng)[:SOURCE_TRIALS]
+    score_seed, *confirmation_seeds = rng.permutation(num_seeds)
+    return replay_study(recorded, drawn, score_seed, confirmation_seeds)
 
 
 def enqueued_from(sources: Sequence[Sequence[int]]) -> list[int]:
-    """Return the settings that `--enqueue` takes from studies with these candidates, in its order."""
-    given = [[number for number in candidates if number != DEFAULT] for candidates in sources]
-    in_turn = (number for turn in zip_longest(*given) for number in turn if number is not None)
-    return list(dict.fromkeys(in_turn))
+    """Return the settings that `--enqueue` takes from studies with these confirmed settings, in its order.
+
+    Studies take turns. Equal settings are tried once. The default settings are left out, because each search
+    tries them anyway.
+    """
+    others = [[number for number in confirmed if number != DEFAULT] for confirmed in sources]
+    enqueued: list[int] = []
+    for turn in zip_longest(*others):
+        for number in turn:
+            if number is None:  # a study with fewer settings than another has no more turns
+                continue
+            if number not in enqueued:
+                enqueued.append(number)
+    return enqueued
 
 
 def replay_search(
@@ -142,19 +188,12 @@ def replay_search(
 ) -> float:
     """Return the gain of a replayed search on the target."""
     num_settings, num_seeds = recorded[target].tests.shape
-    first: list[int] = []
+    enqueued: list[int] = []
     if enqueue:
-        sources = []
-        for name, source in recorded.items():
-            if name != target:
-                drawn = rng.permutation(np.arange(1, num_settings))[:SOURCE_TRIALS]
-                score_seed, *others = rng.permutation(num_seeds)
-                sources.append(replay_study(source, list(map(int, drawn)), score_seed, others))
-        first = enqueued_from(sources)
-    others = [
-        number for number in map(int, rng.permutation(np.arange(1, num_settings))) if number not in first
-    ]
-    tried = [*first, *others][: trials - 1]
+        sources = [replay_random_study(source, rng) for name, source in recorded.items() if name != target]
+        enqueued = enqueued_from(sources)
+    sampled = [number for number in shuffled(num_settings, rng) if number not in enqueued]
+    tried = [*enqueued, *sampled][: trials - 1]  # one trial has the default settings
     score_seed, *confirmation_seeds, test_seed = rng.permutation(num_seeds)
     selected = replay_study(recorded[target], tried, score_seed, confirmation_seeds)[0]
     tests = recorded[target].tests[:, test_seed]
@@ -183,15 +222,15 @@ def recorded_settings() -> tuple[Space, list[Settings]]:
     """Return the space and the settings of `objectives.json`, the default settings first."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     config = configure("prometar", {"backbone.name": "mini"})
-    whole = load_space("default")
-    space = whole.restrict(config, fixed={EPOCHS_KEY})  # the recorded runs have five epochs
-    sampled = [
-        whole.sample(optuna.create_study(sampler=optuna.samplers.RandomSampler(number)).ask())
-        for number in range(1, 25)
-    ]
+    whole_space = load_space("default")
+    all_settings = [whole_space.default_values(config)]
+    for seed in range(1, NUM_RANDOM_SETTINGS + 1):
+        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed))
+        all_settings.append(whole_space.sample(study.ask()))
+    # The recorded runs have five epochs, whatever number was sampled.
+    space = whole_space.restrict(config, fixed={EPOCHS_KEY})
     settings: list[Settings] = [
-        {key: value for key, value in each.items() if key in space.ranges}
-        for each in (whole.default_values(config), *sampled)
+        {key: value for key, value in each.items() if key in space.ranges} for each in all_settings
     ]
     return space, settings
 
@@ -199,52 +238,122 @@ def recorded_settings() -> tuple[Space, list[Settings]]:
 def replayed_gains(
     recorded: Recorded, settings: Sequence[Settings], trials: int, rng: np.random.Generator
 ) -> list[MeasuredGain]:
-    """Return the gains that a replayed study has measured, as `tune.defaults.measured_gains` does."""
-    drawn = [int(number) for number in rng.permutation(np.arange(1, len(settings)))[:trials]]
-    score_seed, *others = rng.permutation(recorded.tests.shape[1])
-    confirmed = replay_study(recorded, drawn, score_seed, others)
+    """Return the gains that a replayed study has measured, as `tune.defaults.measured_gains` does.
+
+    Args:
+        recorded: Recorded runs of the study's dataset.
+        settings: The recorded settings, in the order of the rows.
+        trials: Number of random settings that the study tries.
+        rng: Draws settings and seeds.
+    """
+    drawn = shuffled(len(settings), rng)[:trials]
+    score_seed, *confirmation_seeds = rng.permutation(recorded.tests.shape[1])
+    confirmed = replay_study(recorded, drawn, score_seed, confirmation_seeds)
     gains = []
     for number in (DEFAULT, *drawn):
-        seeds = [score_seed, *others] if number in confirmed else [score_seed]
+        seeds = [score_seed, *confirmation_seeds] if number in confirmed else [score_seed]
         gain = (recorded.scores[number, seeds] - recorded.scores[DEFAULT, seeds]).mean()
         gains.append(MeasuredGain(settings[number], float(gain), len(seeds)))
     return gains
 
 
+Gains = dict[str, list[float]]
+"""Gains in H on test images, by target."""
+
+
+def gains_of_defaults(
+    recorded: Mapping[str, Recorded], true_gains: Mapping[str, Floats], trials: int, replays: int
+) -> Gains:
+    """Return the gains of what `prometar defaults` chooses from replayed studies of the other datasets."""
+    space, settings = recorded_settings()
+    rng = np.random.default_rng(trials)
+    gains: Gains = {target: [] for target in recorded}
+    for _ in range(replays):
+        measured = {name: replayed_gains(each, settings, trials, rng) for name, each in recorded.items()}
+        for target in recorded:
+            sources = {name: found for name, found in measured.items() if name != target}
+            best = find_average_best(sources, space, settings[DEFAULT])
+            number = settings.index(best.settings)
+            gains[target].append(float(true_gains[target][number]))
+    return gains
+
+
+def gains_of_one_source(
+    recorded: Mapping[str, Recorded], true_gains: Mapping[str, Floats], replays: int
+) -> Gains:
+    """Return the gains of the selected settings of one replayed study of another dataset, drawn at random."""
+    rng = np.random.default_rng(0)
+    gains: Gains = {target: [] for target in recorded}
+    for target in recorded:
+        others = [name for name in recorded if name != target]
+        for _ in range(replays):
+            source = recorded[str(rng.choice(others))]
+            selected = replay_random_study(source, rng)[0]
+            gains[target].append(float(true_gains[target][selected]))
+    return gains
+
+
 def defaults_table(recorded: Mapping[str, Recorded], replays: int) -> str:
     """Return a table with the gain on the target of settings that were chosen on the other datasets."""
-    space, settings = recorded_settings()
-    true_gains = {name: each.tests.mean(1) - each.tests.mean(1)[DEFAULT] for name, each in recorded.items()}
-    gains: dict[str, dict[str, list[float]]] = {}
-    for trials in (12, 24):
+    true_gains: dict[str, Floats] = {}
+    for name, each in recorded.items():
+        means = each.tests.mean(axis=1)
+        true_gains[name] = means - means[DEFAULT]
+
+    gains: dict[str, Gains] = {}
+    for trials in (SOURCE_TRIALS, NUM_RANDOM_SETTINGS):
         label = f"`prometar defaults`, {trials} settings per study"
-        gains[label] = {target: [] for target in recorded}
-        rng = np.random.default_rng(trials)
-        for _ in range(replays):
-            measured = {name: replayed_gains(each, settings, trials, rng) for name, each in recorded.items()}
-            for target in recorded:
-                sources = {name: found for name, found in measured.items() if name != target}
-                best = find_average_best(sources, space, settings[DEFAULT])
-                gains[label][target].append(float(true_gains[target][settings.index(best.settings)]))
-    rng = np.random.default_rng(0)
-    label = "selected settings of one other dataset"
-    gains[label] = {target: [] for target in recorded}
-    for target in recorded:
-        for _ in range(20 * replays):
-            source = recorded[str(rng.choice([name for name in recorded if name != target]))]
-            drawn = list(map(int, rng.permutation(np.arange(1, len(settings)))[:SOURCE_TRIALS]))
-            score_seed, *others = rng.permutation(source.tests.shape[1])
-            selected = replay_study(source, drawn, score_seed, others)[0]
-            gains[label][target].append(float(true_gains[target][selected]))
-    gains["a random setting"] = {name: list(map(float, each[1:])) for name, each in true_gains.items()}
+        gains[label] = gains_of_defaults(recorded, true_gains, trials, replays)
+    # These replays train no model, so there is time for more of them.
+    gains["selected settings of one other dataset"] = gains_of_one_source(recorded, true_gains, 20 * replays)
+    gains["a random setting"] = {
+        name: list(map(float, each[DEFAULT + 1 :])) for name, each in true_gains.items()
+    }
     gains["the best setting on the target's test images"] = {
         name: [float(each.max())] for name, each in true_gains.items()
     }
     rows = []
     for label, by_target in gains.items():
-        means = [mean(values) for values in by_target.values()]
-        rows.append((label, mean_and_interval(means), *(f"{value:+.2f}" for value in means)))
+        target_means = [mean(values) for values in by_target.values()]
+        rows.append((label, mean_and_interval(target_means), *(f"{value:+.2f}" for value in target_means)))
     return table(("settings", "gain in H", *recorded), rows)
+
+
+Surrogate = Callable[[Sequence[int], Floats, Sequence[int]], Floats]
+"""Function that learns from the gains of some settings, and predicts the gains of others. Its arguments are
+the numbers of the first settings, their gains, and the numbers of the others."""
+
+
+def surrogate_models() -> dict[str, Surrogate]:
+    """Return the compared models by name."""
+    space, settings = recorded_settings()
+    features = np.array([settings_features(each, space) for each in settings])
+    scaled = np.nan_to_num(
+        MinMaxScaler().fit_transform(features), nan=0.5
+    )  # Gaussian processes accept no NaN
+
+    def forest(known: Sequence[int], gains: Floats, unknown: Sequence[int]) -> Floats:
+        measured = [
+            MeasuredGain(settings[number], float(gain)) for number, gain in zip(known, gains, strict=True)
+        ]
+        return predict_gains(measured, [settings[number] for number in unknown], space)
+
+    def gaussian_process(kernel: Any) -> Surrogate:
+        def predict(known: Sequence[int], gains: Floats, unknown: Sequence[int]) -> Floats:
+            scaled_kernel = ConstantKernel(1.0) * kernel + WhiteKernel(0.5)
+            model = GaussianProcessRegressor(
+                scaled_kernel, normalize_y=True, n_restarts_optimizer=1, random_state=0
+            )
+            model.fit(scaled[known], gains)
+            return np.asarray(model.predict(scaled[unknown]))
+
+        return predict
+
+    return {
+        "random forest": forest,
+        "Gaussian process, RBF kernel": gaussian_process(RBF(2.0, (0.3, 30))),
+        "Gaussian process, Matern kernel": gaussian_process(Matern(2.0, (0.3, 30), nu=2.5)),
+    }
 
 
 def surrogates_table(recorded: Mapping[str, Recorded], splits: int) -> str:
@@ -252,42 +361,27 @@ def surrogates_table(recorded: Mapping[str, Recorded], splits: int) -> str:
 
     A model learns from the default settings and 16 random ones with one seed, and predicts the other eight.
     This uses the scores of searches only, no test images.
+
+    Args:
+        recorded: Recorded runs by dataset.
+        splits: Number of random splits into known and unknown settings, over which correlations are averaged.
     """
-    space, settings = recorded_settings()
-    numbers = np.array([settings_features(each, space) for each in settings])
-    scaled = np.nan_to_num(MinMaxScaler().fit_transform(numbers), nan=0.5)  # Gaussian processes accept no NaN
-
-    def forest(seen: Sequence[int], gains: Floats, unseen: Sequence[int]) -> Floats:
-        measured = [MeasuredGain(settings[k], float(gain)) for k, gain in zip(seen, gains, strict=True)]
-        return predict_gains(measured, [settings[k] for k in unseen], space)
-
-    def gaussian_process(kernel: Any) -> Callable[[Sequence[int], Floats, Sequence[int]], Floats]:
-        def predict(seen: Sequence[int], gains: Floats, unseen: Sequence[int]) -> Floats:
-            whole = ConstantKernel(1.0) * kernel + WhiteKernel(0.5)
-            model = GaussianProcessRegressor(whole, normalize_y=True, n_restarts_optimizer=1, random_state=0)
-            return np.asarray(model.fit(scaled[seen], gains).predict(scaled[unseen]))
-
-        return predict
-
-    models = {
-        "random forest": forest,
-        "Gaussian process, RBF kernel": gaussian_process(RBF(2.0, (0.3, 30))),
-        "Gaussian process, Matern kernel": gaussian_process(Matern(2.0, (0.3, 30), nu=2.5)),
-    }
     rows = []
-    for label, predict in models.items():
+    for label, predict in surrogate_models().items():
         means = []
-        for found in recorded.values():
-            rng = np.random.default_rng(1)
-            ranks = []
+        for each in recorded.values():
+            rng = np.random.default_rng(1)  # the same splits for each model and dataset
+            correlations = []
             for _ in range(splits):
-                order = [int(number) for number in rng.permutation(np.arange(1, len(settings)))]
-                seen = [DEFAULT, *order[:16]]
-                unseen = order[16:]
-                gains = found.scores[seen, rng.integers(3)] - found.scores[DEFAULT].mean()
-                predicted = predict(seen, gains, unseen)
-                ranks.append(np.nan_to_num(spearmanr(predicted, found.scores[unseen].mean(1)).statistic))
-            means.append(float(np.mean(ranks)))
+                order = shuffled(NUM_RANDOM_SETTINGS + 1, rng)
+                known = [DEFAULT, *order[:16]]
+                unknown = order[16:]
+                seed = rng.integers(each.scores.shape[1])
+                gains = each.scores[known, seed] - each.scores[DEFAULT].mean()
+                correlation = spearmanr(predict(known, gains, unknown), each.scores[unknown].mean(axis=1))
+                # A model that predicts the same gain for all settings has no correlation, but NaN.
+                correlations.append(np.nan_to_num(correlation.statistic))
+            means.append(float(np.mean(correlations)))
         rows.append((label, f"{mean(means):.2f}", *(f"{value:.2f}" for value in means)))
     return table(("rank correlation", "mean", *recorded), rows)
 
@@ -296,24 +390,28 @@ def show_replays(args: argparse.Namespace) -> None:
     """Replay all searches, and publish the tables."""
     recorded = read_recorded("objectives.json")
     joined = read_recorded(*SPACE_FILES)
-    replays, choices = (20, 1) if args.quick else (args.replays, args.choices)
-    first = replays_table(recorded, replays, BUDGETS[:2])
-    second = replays_table(joined, replays, BUDGETS)
-    text = (
+    replays = 20 if args.quick else args.replays
+    choices = 1 if args.quick else args.choices
+    # With 24 trials, a search of 24 recorded settings would try all of them.
+    one_space = replays_table(recorded, replays, BUDGETS[:2])
+    three_spaces = replays_table(joined, replays, BUDGETS)
+    searches = (
         f"**Replays** of recorded runs, {replays} per target and number of trials. Settings of the space "
-        f"`default`:\n\n{first}\n\nSettings of the spaces `default`, `full` and `recipe`, without fresh "
-        f"seeds in the confirmation:\n\n{second}"
+        f"`default`:\n\n{one_space}\n\nSettings of the spaces `default`, `full` and `recipe`, without fresh "
+        f"seeds in the confirmation:\n\n{three_spaces}"
     )
-    publish(text, args.doc, "transfer")
-    text = f"**Replays** of recorded runs, {choices} per target.\n\n{defaults_table(recorded, choices)}"
-    publish(text, args.doc, "defaults")
+    publish(searches, args.doc, "transfer")
+    defaults = f"**Replays** of recorded runs, {choices} per target.\n\n{defaults_table(recorded, choices)}"
+    publish(defaults, args.doc, "defaults")
 
 
 # Real searches
 
 SETS = (*DEVELOPMENT, *CLOSED)
 ARMS = ("nothing enqueued", "random settings", "settings of other datasets")
+"""What a search on the target tries first."""
 SEED = 90_000
+"""Smallest seed of the real searches."""
 
 
 def seed_of(dataset: str) -> int:
@@ -416,9 +514,12 @@ def read() -> list[dict[str, Any]]:
 def todo(targets: Sequence[str], budgets: Sequence[int]) -> Iterator[tuple[str, int, str]]:
     """Yield target, number of trials (0 for defaults) and arm of what has no stored outcome."""
     done = {(row["target"], row.get("trials", 0), row["arm"]) for row in read()}
-    asked = [(target, 0, "defaults") for target in targets]
-    asked += [(target, trials, arm) for trials in budgets for target in targets for arm in ARMS]
-    yield from (each for each in asked if each not in done)
+    for target in targets:
+        if (target, 0, "defaults") not in done:
+            yield target, 0, "defaults"
+    for trials, target, arm in product(budgets, targets, ARMS):
+        if (target, trials, arm) not in done:
+            yield target, trials, arm
 
 
 def train(args: argparse.Namespace) -> None:
@@ -446,21 +547,21 @@ def show(doc: Path | None) -> None:
         raise SystemExit(f"error: {RECORDS.name} is empty. Run benchmarks/transfer.py --train.")
     lines = []
     for trials in sorted({row.get("trials", 0) for row in rows}):
-        by_arm = {
-            arm: {
-                row["target"]: row["H"] for row in rows if (row.get("trials", 0), row["arm"]) == (trials, arm)
-            }
-            for arm in (ARMS if trials else ("defaults",))
-        }
-        for arm, gains in by_arm.items():
-            control = by_arm.get("random settings", {})
-            shared = [target for target in gains if target in control]
+        gains: dict[str, dict[str, float]] = {}  # by arm and target
+        for row in rows:
+            if row.get("trials", 0) == trials:
+                gains.setdefault(row["arm"], {})[row["target"]] = row["H"]
+        control = gains.get("random settings", {})
+        for arm in (*ARMS, "defaults"):
+            by_target = gains.get(arm)
+            if by_target is None:
+                continue
+            shared = [target for target in by_target if target in control]
             difference = "-"
             if shared and arm != "random settings":
-                difference = mean_and_interval([gains[target] - control[target] for target in shared])
-            if gains:
-                cells = mean_and_interval(list(gains.values())), difference, len(gains)
-                lines.append((trials or "-", arm, *cells))
+                difference = mean_and_interval([by_target[target] - control[target] for target in shared])
+            gain = mean_and_interval(list(by_target.values()))
+            lines.append((trials or "-", arm, gain, difference, len(by_target)))
     machines = "; ".join(dict.fromkeys(describe(threads=1, where=row["machine"]) for row in rows))
     head = ("trials", "search", "gain in H", "minus random settings", "datasets")
     publish(f"{machines}. Real searches.\n\n{table(head, lines)}", doc, "transfer-real")
