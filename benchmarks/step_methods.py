@@ -43,9 +43,12 @@ from prometar.training.epoch import rates_of
 METHODS = ("tcp", "mma", "mmrl", "dept-coop", "dept-kgcoop", "dept-maple", "coprompt")
 SIDES = ("plain", "ours")
 TEMPLATE = "a photo of a {}."
-NUM_TEXTS = 3  # frozen texts per class, from which a method may draw
-PAUSE_SECONDS = 0.3  # between the sides: threads of the side before may still be spinning
+NUM_TEXTS = 3
+"""Number of frozen texts per class, if the method draws one of several in each step."""
+PAUSE_SECONDS = 0.3
+"""Pause before each step. The threads of the other side's step wait actively for a while."""
 WAIT_SECONDS = 600
+"""Longest time that a process may take to answer."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,18 @@ class Cell:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What both sides compute with: the same settings, texts, images and initial values."""
+    """What both sides compute with.
+
+    Args:
+        config: Settings of the method.
+        ids_CT: Tokens of the prompted text of each class.
+        init_ids: Tokens of the words from which prompts start.
+        images: Random images.
+        second_view: A second random view of each image, or None if the method needs only one.
+        labels: Class of each image.
+        teacher: Normalized frozen text features (C, E). If the method draws one text per class in each step:
+            (`NUM_TEXTS`, C, E). None if the method does not use them.
+    """
 
     config: Config
     ids_CT: Tensor
@@ -79,22 +93,33 @@ class Inputs:
 
 
 def inputs_of(cell: Cell, *, embed_dim: int, image_size: int) -> Inputs:
+    """Return the inputs of a cell, which are the same in each process.
+
+    Args:
+        cell: What is measured.
+        embed_dim: Width of the features.
+        image_size: Height and width of images in pixels.
+    """
     config = configure(cell.method, {"backbone.name": cell.backbone})
     method = build(config)
     names = [f"class number {number}" for number in range(cell.classes)]
     ids = tokenize(prompt_texts(names, method.prompts, init=config.prompts.init, template=TEMPLATE))
-    words = tokenize([config.prompts.init])[0]
+    tokens = tokenize([config.prompts.init])[0]
+    # Between the start token and the end token, which has the highest number.
+    init_ids = tokens[1 : int(tokens.argmax())]
     generator = torch.Generator().manual_seed(0)
-    shape = (config.train.batch_size, 3, image_size, image_size)
+    batch_size = config.train.batch_size
+    shape = (batch_size, 3, image_size, image_size)
     images = torch.randn(shape, generator=generator)
     second_view = torch.randn(shape, generator=generator) if config.augment.views > 1 else None
-    labels = torch.randint(cell.classes, shape[:1], generator=generator)
+    labels = torch.randint(cell.classes, (batch_size,), generator=generator)
     teacher: Tensor | None = None
     if method.uses_frozen_text_features:
-        num_texts = (NUM_TEXTS,) if method.regularizer.draw else ()
-        features = torch.randn(*num_texts, cell.classes, embed_dim, generator=generator)
-        teacher = F.normalize(features, dim=-1)
-    return Inputs(config, ids, words[1 : int(words.argmax())], images, second_view, labels, teacher)
+        features_shape: tuple[int, ...] = (cell.classes, embed_dim)
+        if method.regularizer.draw:
+            features_shape = (NUM_TEXTS, *features_shape)
+        teacher = F.normalize(torch.randn(features_shape, generator=generator), dim=-1)
+    return Inputs(config, ids, init_ids, images, second_view, labels, teacher)
 
 
 def make_step(side: str, cell: Cell) -> Callable[[], object]:
@@ -142,6 +167,9 @@ def make_step(side: str, cell: Cell) -> Callable[[], object]:
     return run
 
 
+# Functions that count the operations of a kernel get the shapes of its tensors.
+
+
 def _attention_flops(
     query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any
 ) -> int:
@@ -171,6 +199,7 @@ FUSED_ATTENTION = {
 
 
 def timed(run: Callable[[], object]) -> float:
+    """Return the seconds that a step takes, until its last kernel has ended."""
     started = time.perf_counter()
     run()
     if torch.cuda.is_available():
@@ -201,7 +230,11 @@ def peak_gb() -> float:
 
 
 def serve(pipe: Connection, side: str, cell: Cell) -> None:
-    """Run a side. Send its operations, then the seconds of each requested step. End with its peak memory."""
+    """Run a side in its own process.
+
+    First, send the number of floating-point operations of a step. Then train a step for each True that is
+    received, and send its seconds. At the first False, send the peak memory in GB, and end.
+    """
     torch.set_num_threads(cell.threads)
     run = make_step(side, cell)
     reset_peak()
@@ -230,6 +263,7 @@ def process_of(side: str, cell: Cell) -> Iterator[Connection]:
 
 
 def answer(pipe: Connection) -> Any:
+    """Return the next object that a process sends. Exit if it takes longer than `WAIT_SECONDS`."""
     if not pipe.poll(WAIT_SECONDS):
         raise SystemExit(f"error: a process did not answer within {WAIT_SECONDS} s")
     return pipe.recv()
@@ -243,7 +277,8 @@ def measure(cell: Cell) -> Figures:
         for side, pipe in pipes.items():
             found[side]["flops"] = answer(pipe)
         for turn in range(cell.repeats):
-            for side in SIDES if turn % 2 == 0 else reversed(SIDES):
+            order = SIDES if turn % 2 == 0 else SIDES[::-1]  # no side is always the first of a pair
+            for side in order:
                 time.sleep(PAUSE_SECONDS)
                 pipes[side].send(True)
                 found[side]["seconds"].append(answer(pipes[side]))
@@ -301,10 +336,16 @@ HEAD = (
 
 
 def row(cell: Cell, figures: Figures) -> tuple[Any, ...]:
-    """Return a row of the table. The ratio is the median over pairs of steps, the interval their range."""
+    """Return a row of the table.
+
+    A ratio compares the two steps of a turn. The row contains the median of all ratios, and their range.
+    """
     plain = figures["plain"]
     ours = figures["ours"]
-    ratios = [a / b for a, b in zip(plain["seconds"], ours["seconds"], strict=True)]
+    ratios = [
+        plain_seconds / our_seconds
+        for plain_seconds, our_seconds in zip(plain["seconds"], ours["seconds"], strict=True)
+    ]
     return (
         cell.method,
         configure(cell.method, {}).train.batch_size,

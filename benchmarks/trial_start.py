@@ -5,8 +5,7 @@
 Trains ProMetaR on `textures` with `mini`. `new actor` runs each trial in a new actor and includes the
 start of its process. `reused actor` runs all trials in one actor, as a study does, and ignores the first
 trial. The worker is `tune.execution.worker.JobWorker` with additional timers, in the placement group of
-a trial. Each trial trains one epoch before the next trial starts. "Rest" is the remaining time, such as
-closing the previous stream.
+a trial. Each trial trains one epoch before the next trial starts.
 """
 
 import argparse
@@ -27,13 +26,23 @@ from tune.execution.resources import JobResources
 from tune.execution.worker import JobRequest, JobWorker
 
 PARTS = ("process", "build_run", "session", "first batch", "rest")
+"""Parts of a start, in the order in which they happen.
+
+- process: until the actor receives the trial, which includes the start of a new actor.
+- build_run: open the dataset, the backbone and the method.
+- session: create the learned tensors, or read a checkpoint.
+- first batch: from then to the first training step, mostly waiting for images.
+- rest: what is left of the total, such as closing the stream of the previous trial.
+"""
 
 
 class TimedWorker(JobWorker):
     """A study's worker, outside of Ray Tune, that measures the time of each part."""
 
     def __init__(self) -> None:
-        self._spent: dict[str, float] = {}
+        self._spent: dict[str, float] = {}  # seconds by part
+        self._ready = 0.0  # when `build_run` or the session ended, whichever was later (time.time)
+        self._stepped = 0.0  # when the first training step began
 
     @ray.method
     def run(self, config: dict[str, Any], began: float) -> dict[str, float]:
@@ -44,56 +53,69 @@ class TimedWorker(JobWorker):
 
         entered = time.time()
         self._spent = {"process": entered - began}
-        build = training.build_run
-        session = Session.resume_or_restart
-        step = epoch.train_step
+        build_run = training.build_run
+        resume_or_restart = Session.resume_or_restart
+        train_step = epoch.train_step
         with (
-            patch.object(training, "build_run", self._clocked("build_run", build)),
-            patch.object(Session, "resume_or_restart", self._clocked("session", session)),
-            patch.object(epoch, "train_step", self._first_step(step)),
+            patch.object(training, "build_run", self._timed("build_run", build_run)),
+            patch.object(Session, "resume_or_restart", self._timed("session", resume_or_restart)),
+            patch.object(epoch, "train_step", self._first_step_timed(train_step)),
         ):
             self.reset_config(config)
             self.step()  # only says on which machine the trial runs
             self.step()
-        spent = self._spent | {"total": self._stepped - began}
-        return spent | {"rest": spent["total"] - sum(spent[name] for name in PARTS[:-1])}
+        total = self._stepped - began
+        rest = total - sum(self._spent.values())
+        return {**self._spent, "rest": rest, "total": total}
 
-    def _clocked(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        def clocked(*args: Any, **kwargs: Any) -> Any:
+    def _timed(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return the function with a timer. Its time is that of a part."""
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
             began = time.time()
             try:
                 return function(*args, **kwargs)
             finally:
-                self._built = time.time()
-                self._spent[name] = self._built - began
+                self._ready = time.time()
+                self._spent[part] = self._ready - began
 
-        return clocked
+        return timed
 
-    def _first_step(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        def stepped(*args: Any, **kwargs: Any) -> Any:
+    def _first_step_timed(self, train_step: Callable[..., Any]) -> Callable[..., Any]:
+        """Return the training step. Its first call ends the part `first batch`."""
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
             if "first batch" not in self._spent:
                 self._stepped = time.time()
-                self._spent["first batch"] = self._stepped - self._built
-            return function(*args, **kwargs)
+                self._spent["first batch"] = self._stepped - self._ready
+            return train_step(*args, **kwargs)
 
-        return stepped
+        return timed
 
 
 def requests(folder: str, resources: JobResources, count: int) -> list[dict[str, Any]]:
-    """Return requests for trials that differ in the weight of the text distance."""
+    """Return the configurations that Ray Tune would pass to the actor of each trial.
+
+    Trials differ in the weight of the text distance.
+    """
     config = configure("prometar", {"train.seed": 0, "train.epochs": 5})
-    found = []
-    for k in range(count):
-        run_dir = Path(folder) / f"{k:04d}"
-        run_dir.mkdir()
-        run = config.override({"regularizer.text_weight": 10.0 + k})
-        job = Job(f"trial {k}", {run_dir: run}, "drift", 20, k)
-        found.append({"request": JobRequest(job, resources, resources.bundles())})
-    return found
+    passed = []
+    for number in range(count):
+        run_folder = Path(folder) / f"{number:04d}"
+        run_folder.mkdir()
+        run_config = config.override({"regularizer.text_weight": 10.0 + number})
+        job = Job(f"trial {number}", {run_folder: run_config}, "drift", 20, number)
+        passed.append({"request": JobRequest(job, resources, resources.bundles())})
+    return passed
 
 
 def measure(kind: str, trials: int) -> Figures:
-    """Return the seconds of each part, one value per trial."""
+    """Return the seconds of each part, one value per trial.
+
+    Args:
+        kind: "new actor" or "reused actor".
+        trials: Number of trials. A reused actor trains one more before them, which is not counted.
+    """
     from ray.actor import ActorHandle
     from ray.util.placement_group import placement_group
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -104,19 +126,22 @@ def measure(kind: str, trials: int) -> Figures:
     ray.get(group.ready())
     strategy = PlacementGroupSchedulingStrategy(group, 0, placement_group_capture_child_tasks=True)
     actor = ray.remote(TimedWorker).options(num_cpus=0.5, scheduling_strategy=strategy)
+    is_reused = kind == "reused actor"
+    num_uncounted = 1 if is_reused else 0
     rows: list[dict[str, float]] = []
     worker = None
     with TemporaryDirectory() as folder:
-        for request in requests(folder, resources, trials + (kind == "reused actor")):
+        for request in requests(folder, resources, num_uncounted + trials):
             began = time.time()
-            worker = worker or actor.remote()
+            if worker is None:
+                worker = actor.remote()
             rows.append(ray.get(worker.run.remote(request, began)))
-            if kind == "new actor":
+            if not is_reused:
                 assert isinstance(worker, ActorHandle)
                 ray.kill(worker)
                 worker = None
     ray.shutdown()
-    counted = rows[1:] if kind == "reused actor" else rows
+    counted = rows[num_uncounted:]
     return {name: [row[name] for row in counted] for name in (*PARTS, "total")}
 
 
@@ -133,10 +158,10 @@ def main() -> None:
     kinds = {"new actor": min(2, args.trials), "reused actor": args.trials}
     rounds = in_turn([{"kind": kind, "trials": count} for kind, count in kinds.items()], args)
     print(describe(1))
-    rows = [
-        (kind, *(median_of(side, name) for name in (*PARTS, "total")))
-        for kind, side in zip(kinds, rounds, strict=True)
-    ]
+    rows = []
+    for kind, seconds in zip(kinds, rounds, strict=True):
+        medians = [median_of(seconds, name) for name in (*PARTS, "total")]
+        rows.append((kind, *medians))
     print(table(("trial in", *(f"{name} s" for name in PARTS), "to first step s"), rows))
     write_json(args, rounds)
     return None
