@@ -13,9 +13,11 @@ a real study, the first concurrent trials are thus sampled without any result. T
 - recorded: the score of the recorded trial (curves.json) with the nearest settings, on the spaces
   `regularizer` and `augmentation` together.
 
-Durations are proportional to the number of epochs, if it is searched. Scores are noisy. At the end of a
-search, the settings with the highest noisy score are evaluated without noise. Regret is their distance to
-the optimum: 0 is the optimum, and 100 is the median of random samples. Wall time is in mean trial durations.
+If the number of epochs is searched, the duration of a trial is proportional to it. Scores are noisy. At the
+end of a search, the settings with the highest noisy score are evaluated without noise. Regret is their
+distance to the optimum: 0 is the optimum, and 100 is the median of random samples. Wall time is in units of
+the mean duration of a trial.
+
 Results are written to --json after each search. Rerun the same command to resume.
 """
 
@@ -48,7 +50,7 @@ from tune.store.trial_store import TrialStore
 
 CONCURRENCY = (1, 2, 4, 8, 16, 40)
 EPOCHS = 10
-"""Number of epochs of a trial of mean duration, and of each trial if the number is not searched."""
+"""Number of epochs of a trial of mean duration. If the number is not searched, all trials have it."""
 NOISE = 8.0
 """Standard deviation of the noise of a score, in units of regret.
 
@@ -62,8 +64,11 @@ HARTMANN = (
     "augment.flip",
     EPOCHS_KEY,
 )
+"""Settings of the problem `hartmann`."""
 RECORDED = json.loads(Path(__file__).with_name("curves.json").read_text("utf-8"))["trials"]
+"""Trials of a real search, with their settings and the score of each epoch."""
 Objective = Callable[[Mapping[str, Any]], float]
+"""Function of settings. A higher value is better, except for a regret."""
 
 
 def unit(entry: Range, value: Any) -> float:
@@ -93,7 +98,10 @@ class Term(NamedTuple):
 
 
 def quadratic(space: Space, seed: int) -> tuple[Objective, float]:
-    """Return a quadratic function with a random optimum and random weights (0.6^k), and its maximum."""
+    """Return a quadratic function and its maximum.
+
+    The seed determines the optimum, and the order of the settings by weight: the k-th weight is 0.6^k.
+    """
     rng = random.Random(seed)
     names = rng.sample(list(space.ranges), len(space.ranges))
     terms: dict[str, Term] = {}
@@ -109,8 +117,8 @@ def quadratic(space: Space, seed: int) -> tuple[Objective, float]:
 def hartmann(space: Space, seed: int) -> tuple[Objective, float]:
     """Return the six-dimensional Hartmann function, with coordinates permuted by seed, and its maximum.
 
-    f(x) = sum_i c_i exp(-sum_j a_ij (x_j - p_ij)^2) for x in [0, 1]^6 and i from 1 to 4. The table `p` has
-    10,000 p_ij.
+    f(x) = sum_i c_i exp(-sum_j a_ij (x_j - p_ij)^2) for x in [0, 1]^6 and i from 1 to 4. The numbers in the
+    table `p` are p_ij times 10,000.
     Source: Dixon and Szegő, "The global optimization problem: an introduction" (1978).
     """
     c = (1.0, 1.2, 3.0, 3.2)
@@ -217,9 +225,9 @@ def simulate(options: Mapping[str, Any]) -> dict[str, Any]:
         epochs=EPOCHS,
     )
     store = TrialStore(config, InMemoryStorage(), StudyFolder(Path("nowhere")), {}, concurrency=slots)
-    running: list[tuple[float, int, dict[str, Any]]] = []
+    running: list[tuple[float, int, dict[str, Any]]] = []  # a heap of end, number and settings of each trial
     scored: list[Scored] = []
-    now = 0.0
+    now = 0.0  # simulated time
     while True:
         while len(running) < slots:
             trial = store.ask()
@@ -229,6 +237,7 @@ def simulate(options: Mapping[str, Any]) -> dict[str, Any]:
             duration = rng.uniform(0.7, 1.3) * trial.params.get(EPOCHS_KEY, EPOCHS) / EPOCHS
             heapq.heappush(running, (now + duration, trial.number, trial.params))
         if not running:
+            # All trials have ended.
             best = max(scored, key=lambda each: each.score)
             return {**options, "regret": round(best.regret, 3), "wall": round(now, 3)}
         now, number, settings = heapq.heappop(running)
@@ -276,79 +285,116 @@ def summarize(rows: list[dict[str, Any]]) -> Summary:
         searches = Searches(row["sampler"], row["budget"], row["concurrency"])
         by_problem = groups.setdefault(searches, {})
         by_problem.setdefault(row["problem"], []).append(row)
-    found: Summary = {}
+    summary: Summary = {}
     for searches, by_problem in groups.items():
-        regrets = [[row["regret"] for row in group] for group in by_problem.values()]
-        squares = [variance(values) / len(values) if len(values) > 1 else 0.0 for values in regrets]
-        walls = [mean(row["wall"] for row in group) for group in by_problem.values()]
-        found[searches] = Figures(
-            regret=mean(mean(values) for values in regrets),
-            error=math.sqrt(sum(squares)) / len(regrets),
-            wall=mean(walls),
-        )
-    return found
+        regrets: list[float] = []  # mean by problem
+        squared_errors: list[float] = []  # squared standard error of each of these means
+        walls: list[float] = []
+        for group in by_problem.values():
+            values = [row["regret"] for row in group]
+            regrets.append(mean(values))
+            squared_errors.append(variance(values) / len(values) if len(values) > 1 else 0.0)
+            walls.append(mean(row["wall"] for row in group))
+        error = math.sqrt(sum(squared_errors)) / len(regrets)
+        summary[searches] = Figures(regret=mean(regrets), error=error, wall=mean(walls))
+    return summary
 
 
+# Sizes and positions in the plot, in SVG units.
 WIDTH = 860
 HEIGHT = 360
-LEFT = 60
-TOP = 50
-PANEL = 340
+PANEL_WIDTH = 340
+PANEL_DISTANCE = 70
+LEFT_MARGIN = 60
+TOP_MARGIN = 50
+BOTTOM_MARGIN = 80  # ticks, wall times and the label of the axis
 COLORS = {"tpe": "#0b6e99", "gp": "#b8860b", "random": "#777777"}
+"""Color of each sampler."""
 
 
-def plot(found: Summary, path: Path) -> None:
+def plot(summary: Summary, path: Path) -> None:
     """Plot regret against concurrency, one panel per budget. Wall times are below the ticks."""
-    budgets = sorted({searches.budget for searches in found})
-    high = 1.1 * max(figures.regret + figures.error for figures in found.values())
-
-    def text(x: float, y: float, words: str, *, anchor: str = "middle", fill: str = "") -> str:
-        color = f'fill="{fill}" ' if fill else ""
-        return f'<text {color}x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{words}</text>'
-
-    def y_of(value: float) -> float:
-        return TOP + (HEIGHT - TOP - 80) * (1 - value / high)
-
+    highest = 1.1 * max(figures.regret + figures.error for figures in summary.values())
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" '
         'font-size="13" fill="#222">',
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#fff"/>',
     ]
-    for panel, budget in enumerate(budgets):
-        left = LEFT + panel * (PANEL + 70)
-        distance = (PANEL - 60) / (len(CONCURRENCY) - 1)
-        x_of = {slots: left + 30 + k * distance for k, slots in enumerate(CONCURRENCY)}
-        parts.append(text(left + PANEL / 2, 20, f"{budget} trials: regret (0 optimum, 100 random setting)"))
-        parts.append(f'<path d="M{left} {y_of(0):.1f} h{PANEL}" stroke="#999"/>')
-        step = next(each for each in (2, 5, 10, 20, 50) if high / each < 8)
-        for tick in range(0, int(high) + 1, step):
-            parts.append(text(left - 8, y_of(tick) + 4, str(tick), anchor="end"))
-        for slots, x in x_of.items():
-            walls = [
-                figures.wall
-                for searches, figures in found.items()
-                if searches.budget == budget and searches.concurrency == slots
-            ]
-            parts.append(text(x, HEIGHT - 60, str(slots)))
-            parts.append(text(x, HEIGHT - 40, f"{mean(walls):.0f}" if walls else ""))
-        parts.append(text(left + PANEL / 2, HEIGHT - 12, "concurrent trials; below: wall time in trials"))
-        for k, (sampler, color) in enumerate(COLORS.items()):
-            shift = 5 * (k - 1)  # so that the error bars of the samplers do not hide each other
-            points: list[tuple[float, Figures]] = []
-            for slots, x in x_of.items():
-                figures = found.get(Searches(sampler, budget, slots))
-                if figures is not None:
-                    points.append((x + shift, figures))
-            if points:
-                line = " L".join(f"{x:.1f} {y_of(figures.regret):.1f}" for x, figures in points)
-                parts.append(f'<path d="M{line}" fill="none" stroke="{color}" stroke-width="2"/>')
-                parts.append(text(left + 40 + 70 * k, 42, sampler, fill=color))
-            for x, figures in points:
-                low = y_of(max(0.0, figures.regret - figures.error))
-                top = y_of(figures.regret + figures.error)
-                parts.append(f'<path d="M{x:.1f} {low:.1f} V{top:.1f}" stroke="{color}"/>')
-                parts.append(f'<circle cx="{x:.1f}" cy="{y_of(figures.regret):.1f}" r="4" fill="{color}"/>')
-    write_atomically(path, ("\n".join([*parts, "</svg>"]) + "\n").encode())
+    budgets = sorted({searches.budget for searches in summary})
+    for number, budget in enumerate(budgets):
+        left = LEFT_MARGIN + number * (PANEL_WIDTH + PANEL_DISTANCE)
+        parts += _axes(summary, budget, left, highest)
+        for sampler in COLORS:
+            parts += _curve(summary, budget, sampler, left, highest)
+    parts.append("</svg>")
+    write_atomically(path, ("\n".join(parts) + "\n").encode())
+
+
+def _text(x: float, y: float, words: str, *, anchor: str = "middle", fill: str = "") -> str:
+    color = f'fill="{fill}" ' if fill else ""
+    return f'<text {color}x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{words}</text>'
+
+
+def _y_of(regret: float, highest: float) -> float:
+    """Return the vertical position of a regret. `highest` is at the top of the panel."""
+    return TOP_MARGIN + (HEIGHT - TOP_MARGIN - BOTTOM_MARGIN) * (1 - regret / highest)
+
+
+def _tick_positions(left: float) -> dict[int, float]:
+    """Return the horizontal position of each number of concurrent trials, in equal distances."""
+    distance = (PANEL_WIDTH - 60) / (len(CONCURRENCY) - 1)
+    return {slots: left + 30 + k * distance for k, slots in enumerate(CONCURRENCY)}
+
+
+def _axes(summary: Summary, budget: int, left: float, highest: float) -> list[str]:
+    """Return title, axes and wall times of a panel."""
+    center = left + PANEL_WIDTH / 2
+    parts = [
+        _text(center, 20, f"{budget} trials: regret (0 optimum, 100 random setting)"),
+        f'<path d="M{left} {_y_of(0, highest):.1f} h{PANEL_WIDTH}" stroke="#999"/>',
+    ]
+    step = next(step for step in (2, 5, 10, 20, 50) if highest / step < 8)  # at most eight ticks
+    for tick in range(0, int(highest) + 1, step):
+        parts.append(_text(left - 8, _y_of(tick, highest) + 4, str(tick), anchor="end"))
+    for slots, x in _tick_positions(left).items():
+        walls = [
+            figures.wall
+            for searches, figures in summary.items()
+            if searches.budget == budget and searches.concurrency == slots
+        ]
+        parts.append(_text(x, HEIGHT - 60, str(slots)))
+        parts.append(_text(x, HEIGHT - 40, f"{mean(walls):.0f}" if walls else ""))
+    parts.append(_text(center, HEIGHT - 12, "concurrent trials; below: wall time in trials"))
+    return parts
+
+
+def _curve(summary: Summary, budget: int, sampler: str, left: float, highest: float) -> list[str]:
+    """Return the curve of a sampler in a panel, with its error bars and its name. Without results, [].
+
+    Curves are shifted, so that error bars do not hide each other.
+    """
+    number = list(COLORS).index(sampler)
+    color = COLORS[sampler]
+    shift = 5 * (number - 1)
+    points: list[tuple[float, Figures]] = []
+    for slots, x in _tick_positions(left).items():
+        figures = summary.get(Searches(sampler, budget, slots))
+        if figures is not None:
+            points.append((x + shift, figures))
+    if not points:
+        return []
+    line = " L".join(f"{x:.1f} {_y_of(figures.regret, highest):.1f}" for x, figures in points)
+    parts = [
+        f'<path d="M{line}" fill="none" stroke="{color}" stroke-width="2"/>',
+        _text(left + 40 + 70 * number, 42, sampler, fill=color),
+    ]
+    for x, figures in points:
+        low = _y_of(max(0.0, figures.regret - figures.error), highest)
+        high = _y_of(figures.regret + figures.error, highest)
+        parts.append(f'<path d="M{x:.1f} {low:.1f} V{high:.1f}" stroke="{color}"/>')
+        y = _y_of(figures.regret, highest)
+        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{color}"/>')
+    return parts
 
 
 def _cell(figures: Figures | None) -> str:
@@ -358,7 +404,7 @@ def _cell(figures: Figures | None) -> str:
 
 
 def minus_random(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the searches of other samplers. Subtract the regret of the same search with random sampling."""
+    """Return the searches of other samplers. Each regret is minus that of the same search at random."""
 
     def key_of(row: dict[str, Any]) -> tuple[Any, ...]:
         return tuple(row[key] for key in ("problem", "budget", "concurrency", "seed"))
@@ -371,14 +417,15 @@ def minus_random(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return differences
 
 
-def show(found: Summary) -> str:
+def show(summary: Summary) -> str:
     """Return a table of regrets with standard errors and wall times."""
-    budgets = sorted({searches.budget for searches in found})
-    samplers = [name for name in COLORS if any(searches.sampler == name for searches in found)]
+    budgets = sorted({searches.budget for searches in summary})
+    simulated = {searches.sampler for searches in summary}
+    samplers = [name for name in COLORS if name in simulated]
     head = ("trials", "sampler", *(f"{slots} concurrent" for slots in CONCURRENCY))
     rows = []
     for budget, sampler in product(budgets, samplers):
-        cells = [_cell(found.get(Searches(sampler, budget, slots))) for slots in CONCURRENCY]
+        cells = [_cell(summary.get(Searches(sampler, budget, slots))) for slots in CONCURRENCY]
         rows.append((budget, sampler, *cells))
     return table(head, rows)
 
@@ -399,13 +446,15 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     if args.json.exists() and not args.quick:
         rows = json.loads(args.json.read_text())
-    done = [{key: row[key] for key in row if key not in ("regret", "wall")} for row in rows]
+    results = ("regret", "wall")
+    done = [{key: value for key, value in row.items() if key not in results} for row in rows]
     missing = [options for options in all_searches(args) if options not in done]
     with get_context("spawn").Pool(args.jobs) as pool:
         for number, row in enumerate(pool.imap_unordered(simulate, missing), start=1):
             rows.append(row)
             if not args.quick:
-                write_atomically(args.json, ("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n").encode())
+                lines = ",\n".join(json.dumps(row) for row in rows)
+                write_atomically(args.json, f"[\n{lines}\n]\n".encode())
             print(f"{number} of {len(missing)} searches", end="\r", flush=True)
     print("Regret ± standard error (wall time in trial durations)", show(summarize(rows)), sep="\n\n")
     print("\nMinus that of random sampling", show(summarize(minus_random(rows))), sep="\n\n")
