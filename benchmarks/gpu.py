@@ -30,6 +30,8 @@ from prometar.io.files import write_atomically
 
 HERE = Path(__file__).resolve().parent
 RESULTS = "results.json"
+"""File of the records, by GPU (with its versions) and part."""
+
 Figures = Mapping[str, Any]
 """What a part measured, by name."""
 
@@ -86,13 +88,29 @@ def _within_bounds(part: str, name: str) -> Callable[[Mapping[str, Figures]], bo
     return lambda figures: not figures[part][name]["violations"]
 
 
-def _rate(figures: Mapping[str, Figures], precision: str, processes: int = 1) -> float:
-    """Return total steps per second of a number of processes, 0 if so many do not fit."""
-    packed = figures["packing"][precision][str(processes)]
+def _methods_within_bounds(figures: Mapping[str, Figures]) -> bool:
+    by_method = {name: each for name, each in figures["methods"].items() if name != "device"}
+    return not any(each["violations"] for each in by_method.values())
+
+
+def _speed(figures: Mapping[str, Figures], precision: str) -> float:
+    """Return the steps per second of one process."""
+    return float(figures["speed"][precision]["steps_per_second"])
+
+
+def _packed_rate(figures: Mapping[str, Figures], num_processes: int) -> float:
+    """Return the total steps per second of processes in bf16, or 0 if so many do not fit."""
+    packed = figures["packing"]["bf16"][str(num_processes)]
     return 0.0 if "does not fit" in packed else float(packed["steps_per_second"])
 
 
+def _recovers_from_lack_of_memory(figures: Mapping[str, Figures]) -> bool:
+    found = figures["out-of-memory"]
+    return bool(found["recognized"] and found["succeeded"])
+
+
 def _counted_memory(figures: Mapping[str, Figures]) -> bool:
+    """Return True if the counted memory of a step is close to the allocated one, in each precision."""
     memory = figures["memory"]
     pairs = [memory[precision] for precision in ("fp32", "tf32", "bf16")]
     return all(abs(pair["counted"] - pair["allocated"]) < 0.25 * pair["allocated"] for pair in pairs)
@@ -103,11 +121,11 @@ BATCH_SIZE = 4  # images per step of the part `speed`
 
 def _stream_keeps_up(figures: Mapping[str, Figures]) -> bool:
     """Return True if Ray Data prepares at least as many images as the fastest precision trains on."""
-    sides = [side for rounds in figures["stream"]["rounds"] for side in rounds]
-    images = max(side["rate"] for side in sides if side["kind"] == "ray")
-    speed = figures["speed"]
-    steps = max(speed[precision]["steps_per_second"] for precision in ("fp32", "tf32", "bf16"))
-    return bool(images >= BATCH_SIZE * steps)
+    image_rates: list[float] = []
+    for rounds in figures["stream"]["rounds"]:
+        image_rates += [each["rate"] for each in rounds if each["kind"] == "ray"]
+    step_rate = max(_speed(figures, precision) for precision in ("fp32", "tf32", "bf16"))
+    return bool(max(image_rates) >= BATCH_SIZE * step_rate)
 
 
 def _study_shares_gpu(figures: Mapping[str, Figures]) -> bool:
@@ -127,31 +145,28 @@ CLAIMS = (
     ),
     Claim(
         "each method in fp32 is within the bounds",
-        lambda f: not any(each["violations"] for name, each in f["methods"].items() if name != "device"),
+        _methods_within_bounds,
     ),
-    Claim("runs in two processes are equal bit for bit", lambda f: f["repeat"]["again"]),
-    Claim("a resumed run equals one that never stopped, bit for bit", lambda f: f["repeat"]["resumed"]),
+    Claim("runs in two processes are equal bit for bit", lambda figures: figures["repeat"]["again"]),
     Claim(
-        "TF32 is faster than fp32",
-        lambda f: f["speed"]["tf32"]["steps_per_second"] > f["speed"]["fp32"]["steps_per_second"],
+        "a resumed run equals one that never stopped, bit for bit",
+        lambda figures: figures["repeat"]["resumed"],
     ),
-    Claim(
-        "bf16 is faster than fp32",
-        lambda f: f["speed"]["bf16"]["steps_per_second"] > f["speed"]["fp32"]["steps_per_second"],
-    ),
+    Claim("TF32 is faster than fp32", lambda figures: _speed(figures, "tf32") > _speed(figures, "fp32")),
+    Claim("bf16 is faster than fp32", lambda figures: _speed(figures, "bf16") > _speed(figures, "fp32")),
     Claim("the counted memory is within 25% of the allocated memory", _counted_memory),
     Claim(
         "a job leaves less than 16 MiB allocated",
-        lambda f: f["memory"]["after a job"]["more allocated"] < 16 * 2**20,
+        lambda figures: figures["memory"]["after a job"]["more allocated"] < 16 * 2**20,
     ),
     Claim(
         "a step that runs out of memory succeeds with a larger share of the GPU",
-        lambda f: f["out-of-memory"]["recognized"] and f["out-of-memory"]["succeeded"],
+        _recovers_from_lack_of_memory,
     ),
     Claim("the image stream is as fast as the training steps", _stream_keeps_up),
     Claim(
         "four processes in bf16 do 1.5 times the steps of one",
-        lambda f: _rate(f, "bf16", 4) >= 1.5 * _rate(f, "bf16"),
+        lambda figures: _packed_rate(figures, 4) >= 1.5 * _packed_rate(figures, 1),
     ),
     Claim("a study whose trials share the GPU finishes", _study_shares_gpu),
 )
@@ -174,11 +189,15 @@ def claims_table(records: Records) -> str:
 
 def last_line(records: Records) -> str:
     """Return one line with the number of expectations that hold, and the names of those that do not."""
-    verdicts = {claim.text: verdict(claim, records) for claim in CLAIMS}
-    broken = [text for text, each in verdicts.items() if each == "does not hold"]
-    counts = [list(verdicts.values()).count(each) for each in ("holds", "does not hold", "not measured")]
+    texts: dict[str, list[str]] = {"holds": [], "does not hold": [], "not measured": []}
+    for claim in CLAIMS:
+        texts[verdict(claim, records)].append(claim.text)
+    broken = texts["does not hold"]
     named = f" ({'; '.join(broken)})" if broken else ""
-    return f"Expectations: {counts[0]} hold, {counts[1]} do not hold{named}, {counts[2]} not measured."
+    return (
+        f"Expectations: {len(texts['holds'])} hold, {len(broken)} do not hold{named}, "
+        f"{len(texts['not measured'])} not measured."
+    )
 
 
 def read_results(path: Path) -> dict[str, dict[str, Any]]:
@@ -194,7 +213,7 @@ def measured(path: Path, gpu: str) -> dict[str, Record]:
     """Return the successful records of this GPU with these versions."""
     found = {}
     for name, record in read_results(path).get(gpu, {}).items():
-        with suppress(KeyError, TypeError):
+        with suppress(KeyError, TypeError):  # a corrupt record counts as missing
             if name in PARTS and not record["failed"]:
                 found[name] = record
     return found
@@ -203,9 +222,17 @@ def measured(path: Path, gpu: str) -> dict[str, Record]:
 def measure(
     path: Path, gpu: str, wanted: Sequence[str], seconds: float, run: Callable[[str, float], Record]
 ) -> dict[str, Record]:
-    """Run the missing parts whose time limit fits into what is left of `seconds`, so all end in time.
+    """Run the missing parts, as long as their time limits fit into what is left of `seconds`.
 
-    Each record is added to the file before the next part starts.
+    Args:
+        path: File of the records. Each record is added before the next part starts.
+        gpu: Name of the GPU and versions. Other GPUs have records of their own.
+        wanted: Names of the parts.
+        seconds: Time limit of all parts together. With more than `MINUTES`, each part gets more time, too.
+        run: Function that runs a part within a number of seconds.
+
+    Returns:
+        The successful records of this GPU, including those of earlier calls.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + seconds

@@ -23,7 +23,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from common import ROOT, Figures
+from common import BACKBONE, ROOT, Figures
 from gpu_parity import (
     BOUNDS,
     MINI,
@@ -47,21 +47,31 @@ from prometar.training.run_result import RESULT_FILE, read_result
 from prometar.training.session import Session
 
 PRECISIONS = ("fp32", "tf32", "bf16")
-PROCESS_COUNTS = (1, 2, 4, 8)  # on one GPU
+PROCESS_COUNTS = (1, 2, 4, 8)
+"""Numbers of processes that share a GPU in the part `packing`."""
 WARM_UP_STEPS = 3
+"""Steps before a timing, during which libraries choose kernels and allocate memory."""
 REPEATS = 5
+"""Number of timings of each measurement."""
 ALL_CLASSES = "all_classes"
+"""Objective of timed runs. They train on all 32 classes."""
 SENSORS = ("clocks.sm", "clocks.mem", "temperature.gpu", "power.draw", "utilization.gpu")
 """Fields of nvidia-smi. `utilization.gpu` is the share of time in which a kernel ran, in percent."""
-HOST = torch.device("cpu")
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What is measured: the large backbone, and the seconds of each repeat."""
+    """How parts are measured.
+
+    Args:
+        backbone: Settings of the backbone of all parts but `parity` and `methods`, which have mini.
+        seconds: Seconds of each repeat of a timing. `REPEATS` of them take ten seconds.
+        rehearse: True to check the script on a CPU.
+    """
 
     backbone: Mapping[str, Any] = field(default_factory=lambda: RANDOM_CLIP)
-    seconds: float = 2.0  # five repeats take ten seconds
+    seconds: float = 2.0
     rehearse: bool = False
 
     @property
@@ -84,7 +94,7 @@ def synchronize() -> None:
 
 def parity(setup: Setup) -> Figures:
     """Return deviations of mini from float64 on the CPU, by precision, and what exceeds its bound."""
-    reference = train(run_of("fp64", device=HOST))
+    reference = train(run_of("fp64", device=CPU))
     return {precision: _compared(precision, reference, MINI) for precision in ("fp64", *PRECISIONS)}
 
 
@@ -98,8 +108,10 @@ def parity_vit(setup: Setup) -> Figures:
 
 
 def _compared(precision: str, reference: Trajectory, backbone: Mapping[str, Any], **options: Any) -> Figures:
+    """Train in a precision. Return the deviations from the reference, and those that exceed their bound."""
     with emulated(precision):
-        found = deviations(train(run_of(precision, backbone, **options)), reference)
+        trained = train(run_of(precision, backbone, **options))
+    found = deviations(trained, reference)
     return {"deviations": found, "violations": violations(found, BOUNDS[precision])}
 
 
@@ -107,7 +119,7 @@ def methods(setup: Setup) -> Figures:
     """Return deviations of each learning method with mini in fp32 from float64 on the CPU."""
     found: Figures = {}
     for method in METHODS[-1:] if setup.rehearse else METHODS:
-        run = run_of("fp64", device=HOST, method=method)
+        run = run_of("fp64", device=CPU, method=method)
         if initial_state(run).leaves:  # methods without learned tensors have nothing to compare
             found[method] = _compared("fp32", train(run), MINI, method=method)
     return found
@@ -116,16 +128,20 @@ def methods(setup: Setup) -> Figures:
 def repeat(setup: Setup) -> Figures:
     """Return whether runs in two fresh processes, and a resumed run, are equal bit for bit."""
     folder = Path(tempfile.mkdtemp())
-    for name in ("first", "again"):
-        arguments = ["trajectory", "--json", str(folder / name)]
-        _run_fresh([*arguments, "--rehearse"] if setup.rehearse else arguments)
-    first, again = (Trajectory.load(folder / name) for name in ("first", "again"))
+    first = _train_in_fresh_process(folder / "first", setup)
+    again = _train_in_fresh_process(folder / "again", setup)
     resumed = train(run_of("fp32", setup.backbone), sessions=2)
     return {"again": first.equals(again), "resumed": first.equals(resumed)}
 
 
-def _run_fresh(arguments: list[str]) -> None:
-    subprocess.run([sys.executable, str(Path(__file__).resolve()), *arguments], check=True)
+def _train_in_fresh_process(folder: Path, setup: Setup) -> Trajectory:
+    """Train the trajectory of the part `repeat` in a new process, which writes it to the folder."""
+    script = str(Path(__file__).resolve())
+    command = [sys.executable, script, "trajectory", "--json", str(folder)]
+    if setup.rehearse:
+        command.append("--rehearse")
+    subprocess.run(command, check=True)
+    return Trajectory.load(folder)
 
 
 # Speed
@@ -152,6 +168,7 @@ def steps_within(run: Run, seconds: float) -> tuple[int, float]:
 
 
 def warm_up(run: Run) -> None:
+    """Train some steps that are not timed."""
     for _ in range(WARM_UP_STEPS):
         steps_within(run, 0.0)
 
@@ -204,7 +221,7 @@ def _query_sensors() -> list[float]:
 
 
 def summary_of(readings: Mapping[str, list[float]]) -> Figures:
-    """Return [lowest, median, highest] of each sensor."""
+    """Return the lowest, the median and the highest reading of each sensor, as a list."""
     return {name: [min(values), median(values), max(values)] for name, values in readings.items()}
 
 
@@ -228,7 +245,10 @@ def speed(setup: Setup) -> Figures:
 
 
 def memory(setup: Setup) -> Figures:
-    """Return bytes of a step (allocated, and counted with fake tensors), of a process, and after a job."""
+    """Return bytes of GPU memory: of a step in each precision, after a job, and of a whole process.
+
+    The memory of a step is measured ("allocated"), and counted without a GPU ("counted", see counting.py).
+    """
     from counting import memory_of
 
     found: Figures = {}
@@ -246,7 +266,7 @@ def memory(setup: Setup) -> Figures:
 
 
 def _cuda_bytes(function: str) -> int:
-    """Return the result of a function of torch.cuda, or 0 without a GPU."""
+    """Return the result of a function of torch.cuda, such as "memory_allocated", or 0 without a GPU."""
     return getattr(torch.cuda, function)() if torch.cuda.is_available() else 0
 
 
@@ -274,6 +294,7 @@ def _bytes_of_a_process(setup: Setup) -> Figures:
 
 
 def _free_bytes() -> int:
+    """Return the free memory of the whole GPU in bytes, or 0 without a GPU."""
     return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else 0
 
 
@@ -285,17 +306,23 @@ def out_of_memory(setup: Setup) -> Figures:
     """
     run = run_of("fp32", setup.backbone, objective=ALL_CLASSES)
     release_cached_memory()
-    needed = _cuda_bytes("memory_reserved") + CONTEXT_BYTES + 32 * 2**20
-    total = torch.cuda.mem_get_info()[1] if torch.cuda.is_available() else needed
-    return retried(lambda: steps_within(run, 0.0), limit_gpu_memory, needed / total)
+    weights = _cuda_bytes("memory_reserved")
+    too_little = weights + CONTEXT_BYTES + 32 * 2**20
+    total = torch.cuda.mem_get_info()[1] if torch.cuda.is_available() else too_little
+    return retried(lambda: steps_within(run, 0.0), limit_gpu_memory, too_little / total)
 
 
 def retried(step: Callable[[], object], limit: Callable[[float], None], share: float) -> Figures:
-    """Call `step` with the share, then like studies with twice the share, until it succeeds.
+    """Call `step` with a share of the GPU. If memory is exhausted, double the share, as studies do.
+
+    Args:
+        step: What needs memory.
+        limit: Function that limits memory to a share of the GPU.
+        share: First share, from 0 to 1.
 
     Returns:
         `shares` that were tried, whether the step `succeeded`, and whether each error was `recognized` as a
-        lack of memory.
+        lack of memory. If no share was too small, nothing was recognized.
     """
     shares: list[float] = []
     recognized = True
@@ -308,7 +335,7 @@ def retried(step: Callable[[], object], limit: Callable[[float], None], share: f
             recognized = recognized and is_out_of_memory(error)
         else:
             return {"shares": shares, "succeeded": True, "recognized": recognized and len(shares) > 1}
-        if not recognized or share >= 1:
+        if not recognized or share >= 1:  # an error that studies would not repeat, or no larger share
             return {"shares": shares, "succeeded": False, "recognized": recognized}
         gc.collect()
         release_cached_memory()
@@ -369,12 +396,14 @@ class Worker:
 
 
 def _serve(pipe: Connection, precision: str, setup: Setup) -> None:
+    """Train in the process of a `Worker`. Each answer is a pair of its kind and its value."""
     try:
         run = run_of(precision, setup.backbone, objective=ALL_CLASSES)
         warm_up(run)
         pipe.send(("ready", None))
         while True:
-            pipe.send(("steps", steps_within(run, pipe.recv())))
+            seconds = pipe.recv()
+            pipe.send(("steps", steps_within(run, seconds)))
     except EOFError:
         pass  # the other side has ended
     except Exception as error:
@@ -393,16 +422,17 @@ def packing(setup: Setup) -> Figures:
 
 
 def _packed(precision: str, counts: tuple[int, ...], setup: Setup) -> Figures:
+    """Return the figures of `packing` in one precision. After a number that does not fit, none is larger."""
     found: Figures = {}
     workers: list[Worker] = []
     try:
         # A start takes seconds, so all processes start together. Those that wait for work do not compute.
-        lack = _add_workers(workers, max(counts), precision, setup)
+        memory_error = _add_workers(workers, max(counts), precision, setup)
         for count in counts:
             if len(workers) < count:  # some of them may fit now that those without memory have ended
-                lack = _add_workers(workers, count, precision, setup)
+                memory_error = _add_workers(workers, count, precision, setup)
             if len(workers) < count:
-                found[str(count)] = {"does not fit": lack}
+                found[str(count)] = {"does not fit": memory_error}
                 break
             found[str(count)] = _total_rate(workers[:count], setup)
     except OutOfMemory as error:
@@ -419,20 +449,21 @@ def _add_workers(workers: list[Worker], count: int, precision: str, setup: Setup
     Returns:
         The error message of a process that does not fit, or "" if all fit.
     """
-    lack = ""
+    memory_error = ""
     started = [Worker(precision, setup) for _ in range(count - len(workers))]
     workers += started
     for worker in started:
         try:
             worker.wait_until_ready()
         except OutOfMemory as error:
-            lack = str(error)
+            memory_error = str(error)
             workers.remove(worker)
             worker.close()
-    return lack
+    return memory_error
 
 
 def _total_rate(workers: list[Worker], setup: Setup) -> Figures:
+    """Return the total steps per second of workers that train at the same time."""
     rates = []
     with sensors() as readings:
         for _ in range(REPEATS):
@@ -473,9 +504,8 @@ def study(setup: Setup) -> Figures:
         "--out",
         str(folder),
     ]
-    for name, value in setup.backbone.items():
-        if name != "backbone.name" or value != "mini":
-            command += [f"--{name.removeprefix('backbone.')}".replace("--name", "--backbone"), value]
+    if not setup.rehearse:  # mini is the default backbone of rendered datasets
+        command += ["--backbone", BACKBONE, "--pretrained", "random"]
     status = subprocess.run(command, cwd=ROOT).returncode
     shares = {read_result(path.parent).gpus or 0.0 for path in folder.rglob(RESULT_FILE)}
     return {"status": status, "gpu_shares": sorted(shares), "seconds": time.perf_counter() - began}
