@@ -1,6 +1,7 @@
 """Recorded trajectories of TCP, MMA, MMRL, DePT and CoPrompt, and their conversion to our runs.
 
-A recording's `meta.settings` has the names of the official configuration. `overrides` maps them to ours.
+A recording is an .npz file. Its array `meta` is a JSON object that describes the run. The object's entry
+`settings` has the names of the official configuration, which `overrides` converts to ours.
 """
 
 import json
@@ -17,15 +18,17 @@ from torch import Tensor
 from prometar.clip.features import frozen_text_features
 from prometar.clip.model import Clip
 from prometar.clip.openclip import tokenize
+from prometar.clip.wording import readable
 from prometar.config.settings import Config, configure
 from prometar.methods.composition import Method, build
 from prometar.methods.prompts import Leaves
 from prometar.step.prompted_clip import PromptedClip, build_model, prompt_texts
 
-from .golden import HERE, frozen_clip, golden_files
+from .golden import OWN_RECORDINGS, frozen_clip, golden_files
 from .official import coupled_leaf_name, read_frozen, word_ids
 
 Settings = dict[str, Any]
+"""Our settings by full name, such as "optim.lr"."""
 
 
 def newer_files() -> list[Path]:
@@ -33,8 +36,8 @@ def newer_files() -> list[Path]:
     return golden_files("newer/*.npz")
 
 
-def _layers(numbers: list[int]) -> str:
-    return ",".join(map(str, numbers))
+TCP_BLOCK = "class-aware prompts enter before text block (0-based)"
+"""Key of a constant in recordings of TCP."""
 
 
 def _tcp(meta: dict[str, Any]) -> Settings:
@@ -44,7 +47,8 @@ def _tcp(meta: dict[str, Any]) -> Settings:
         "method": "tcp",
         "prompts.text_length": settings["N_CTX"],
         "prompts.init": "a photo of a" if settings["CTX_INIT"] else "",
-        "prompts.layer": constants["class-aware prompts enter before text block (0-based)"] + 1,
+        # Ours is the number of the block, from 1.
+        "prompts.layer": constants[TCP_BLOCK] + 1,
         "prompts.template": meta["templates"]["student"],
         "regularizer.text_weight": constants["distillation weight"],
         "optim.eps": meta["optimizer"]["adam_eps"],
@@ -68,7 +72,7 @@ def _mmrl(meta: dict[str, Any]) -> Settings:
         "method": "mmrl",
         "prompts.length": settings["N_REP_TOKENS"],
         "prompts.dim": settings["REP_DIM"],
-        "prompts.layers": _layers(settings["REP_LAYERS"]),
+        "prompts.layers": ",".join(str(layer) for layer in settings["REP_LAYERS"]),
         "logits.weight": settings["ALPHA"],
         "regularizer.text_weight": settings["REG_WEIGHT"],
         "regularizer.image_weight": settings["REG_WEIGHT"],
@@ -112,7 +116,7 @@ def _coprompt(meta: dict[str, Any]) -> Settings:
     }
 
 
-_CONVERT: dict[str, Callable[[dict[str, Any]], Settings]] = {
+_SETTINGS_OF: dict[str, Callable[[dict[str, Any]], Settings]] = {
     "tcp": _tcp,
     "mma": _mma,
     "mmrl": _mmrl,
@@ -121,12 +125,14 @@ _CONVERT: dict[str, Callable[[dict[str, Any]], Settings]] = {
     "dept_maple": _dept,
     "coprompt": _coprompt,
 }
+"""Functions that return our settings of a method, given `meta`, by the method's name in `meta`."""
 
 
 def overrides(meta: dict[str, Any]) -> Settings:
-    """Return our settings of a recorded run."""
+    """Return our settings of a recorded run. `method` is the name of our recipe."""
     optimizer = meta["optimizer"]
-    values = _CONVERT[meta["method"]](meta)
+    settings_of_method = _SETTINGS_OF[meta["method"]]
+    values = settings_of_method(meta)
     if optimizer["name"] == "sgd":
         values["optim.momentum"] = optimizer["momentum"]
     else:
@@ -144,7 +150,15 @@ def overrides(meta: dict[str, Any]) -> Settings:
 
 @dataclass(frozen=True)
 class Newer:
-    """One recorded run, in float64."""
+    """One recorded run, in float64.
+
+    Args:
+        meta: Description of the run.
+        arrays: Arrays of the recording by key, such as `step1/labels`.
+        raw_clip: Frozen CLIP whose weights are not folded (`Clip.folded`).
+        config: Our configuration of the run.
+        method: Our composition of the method.
+    """
 
     meta: dict[str, Any]
     arrays: dict[str, np.ndarray]
@@ -159,12 +173,9 @@ class Newer:
         return key in self.arrays
 
     def leaves(self, stem: str) -> Leaves:
-        """Return the recorded leaves whose keys start with `stem`, by our names."""
-        found = {k[len(stem) :]: self.tensor(k) for k in self.arrays if k.startswith(stem)}
-        return {self.leaf_name(name): leaf for name, leaf in found.items()}
-
-    def leaf_name(self, recorded: str) -> str:
-        return leaf_name(recorded, self.meta)
+        """Return the recorded leaves whose keys start with `stem`, such as "step1/prompt/", by our names."""
+        keys = [key for key in self.arrays if key.startswith(stem)]
+        return {leaf_name(key.removeprefix(stem), self.meta): self.tensor(key) for key in keys}
 
     def steps(self) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Yield the number (from 1), images and labels of each step."""
@@ -174,6 +185,7 @@ class Newer:
 
     @cached_property
     def clip(self) -> Clip:
+        """The frozen CLIP, folded unless the method changes blocks."""
         return self.raw_clip if self.method.changes_blocks else self.raw_clip.folded()
 
     def model(self, entry: str) -> PromptedClip:
@@ -187,28 +199,30 @@ class Newer:
         )
         is_new = entry != "classnames"
         ids = tokenize(texts)
-        return build_model(self.clip, self.method, ids, self.teacher(entry), new_classes=is_new)
+        return build_model(self.clip, self.method, ids, self.frozen_text(entry), new_classes=is_new)
 
-    def teacher(self, entry: str) -> Tensor | None:
-        """Return the frozen text features of the classes in `meta[entry]`, computed by our code."""
+    def frozen_text(self, entry: str) -> Tensor | None:
+        """Return the frozen text features of the classes in `meta[entry]`, computed by our code.
+
+        Return None if the method does not use them.
+        """
         if not self.method.uses_frozen_text_features:
             return None
         if "class_texts" in self.meta:
-            return self._drawn_texts(self.meta[entry])
+            return self._features_of_class_texts(self.meta[entry])
         template = self.meta["templates"]["teacher"]
         return frozen_text_features(self.clip, tokenize, self.meta[entry], [template])
 
-    def _drawn_texts(self, classes: list[str]) -> Tensor | None:
-        """Return the features (N, C, E) of N texts per class. New classes have no recorded texts."""
-        by_class = {name.replace("_", " "): texts for name, texts in self.meta["class_texts"].items()}
-        classes = [name.replace("_", " ") for name in classes]
-        if not all(name in by_class for name in classes):
+    def _features_of_class_texts(self, classes: list[str]) -> Tensor | None:
+        """Return the features (N, C, E) of N texts per class. None for new classes, which have no texts."""
+        texts_by_class = {readable(name): texts for name, texts in self.meta["class_texts"].items()}
+        if not all(readable(name) in texts_by_class for name in classes):
             return None
-        stacked = [
-            frozen_text_features(self.clip, tokenize, [by_class[name][k] for name in classes], ["{}"])
-            for k in range(len(by_class[classes[0]]))
-        ]
-        return torch.stack(stacked)
+        texts = [texts_by_class[readable(name)] for name in classes]
+        # The first item has the first text of each class.
+        texts_by_number = zip(*texts, strict=True)
+        features = [frozen_text_features(self.clip, tokenize, each, ["{}"]) for each in texts_by_number]
+        return torch.stack(features)
 
     @property
     def init_ids(self) -> Tensor:
@@ -217,9 +231,12 @@ class Newer:
 
 
 def leaf_name(recorded: str, meta: dict[str, Any]) -> str:
-    """Return our name of an official parameter."""
-    for find in (_adapter_leaf, _representation_leaf, _tcp_leaf, _head_leaf, _feature_leaf):
-        name = find(recorded, meta)
+    """Return our name of a parameter, given its official name.
+
+    The functions below each know one naming scheme, and return None for names of other schemes.
+    """
+    for name_in_scheme in (_adapter_leaf, _representation_leaf, _tcp_leaf, _head_leaf, _feature_leaf):
+        name = name_in_scheme(recorded, meta)
         if name is not None:
             return name
     return coupled_leaf_name(recorded)
@@ -233,11 +250,14 @@ def _adapter_leaf(recorded: str, meta: dict[str, Any]) -> str | None:
     """Leaves of MMA, such as adapter_learner.text_adapter.2.down.0.weight."""
     if not recorded.startswith("adapter_learner."):
         return None
-    _, adapter, layer, *rest = recorded.split(".")
-    tower = TOWERS[adapter]
+    parts = recorded.split(".")
+    tower = TOWERS[parts[1]]
+    layer = parts[2]
+    parameter = parts[-1]  # "weight" or "bias"
     if tower == "shared":
-        return f"adapters.shared.{layer}.{rest[-1]}"
-    return f"adapters.{tower}.{layer}.{rest[0]}.{rest[-1]}"
+        return f"adapters.shared.{layer}.{parameter}"
+    projection = parts[3]  # "down" or "up"
+    return f"adapters.{tower}.{layer}.{projection}.{parameter}"
 
 
 def _representation_leaf(recorded: str, meta: dict[str, Any]) -> str | None:
@@ -246,34 +266,38 @@ def _representation_leaf(recorded: str, meta: dict[str, Any]) -> str | None:
         return "features.projection"
     if not recorded.startswith("representation_learner."):
         return None
-    _, name, *rest = recorded.split(".")
+    name = recorded.removeprefix("representation_learner.")
     if name == "compound_rep_tokens":
         return "shared"
-    tower = "vision" if "r2v" in name else "text"
-    layer = meta["settings"]["MMRL"]["REP_LAYERS"][int(rest[0])]
-    return f"{tower}.{layer - 1}.{rest[1]}"
+    projections, index, parameter = name.split(".")
+    tower = "vision" if "r2v" in projections else "text"
+    # The official list has one projection for each of these layers, which are numbered from 1.
+    layer = meta["settings"]["MMRL"]["REP_LAYERS"][int(index)]
+    return f"{tower}.{layer - 1}.{parameter}"
 
 
 def _tcp_leaf(recorded: str, meta: dict[str, Any]) -> str | None:
+    """Leaves of TCP, such as prompt_learner.meta_net.linear1.weight."""
     if "meta_net" not in recorded:
         return None
-    _, _, linear, part = recorded.split(".")
-    index = meta["constants"]["class-aware prompts enter before text block (0-based)"]
-    return f"class.in.{part}" if linear == "linear1" else f"class.{index}.{part}"
+    _, _, linear, parameter = recorded.split(".")
+    if linear == "linear1":
+        return f"class.in.{parameter}"
+    return f"class.{meta['constants'][TCP_BLOCK]}.{parameter}"
 
 
 def _head_leaf(recorded: str, meta: dict[str, Any]) -> str | None:
     """Leaves of DePT's head, such as film_lp_img.scale."""
     if recorded.startswith("linear_probe_proj."):
-        return f"logits.{recorded.partition('.')[2]}"
+        return f"logits.{recorded.removeprefix('linear_probe_proj.')}"
     if not recorded.startswith("film_lp_"):
         return None
-    kind, _, part = recorded.removeprefix("film_lp_").partition(".")
+    kind, parameter = recorded.removeprefix("film_lp_").split(".")
     if kind == "img":
         kind = "image"
-    if part == "bias":
-        part = "shift"
-    return f"logits.{kind}.{part}"
+    if parameter == "bias":
+        parameter = "shift"
+    return f"logits.{kind}.{parameter}"
 
 
 def _feature_leaf(recorded: str, meta: dict[str, Any]) -> str | None:
@@ -288,10 +312,12 @@ def _feature_leaf(recorded: str, meta: dict[str, Any]) -> str | None:
 
 def _clip_path(path: Path) -> Path:
     """Return the file of the frozen CLIP of a recording that does not contain it."""
-    for place in (path.with_name("clip.npz"), path.parent.parent / "methods" / "clip.npz"):
-        if place.exists():
-            return place
-    return HERE / "methods" / "clip.npz"
+    beside = path.with_name("clip.npz")
+    in_methods = path.parent.parent / "methods" / "clip.npz"
+    for clip_path in (beside, in_methods):
+        if clip_path.exists():
+            return clip_path
+    return OWN_RECORDINGS / "methods" / "clip.npz"
 
 
 @cache

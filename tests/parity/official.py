@@ -1,6 +1,7 @@
-"""Recorded trajectories of the methods' official trainers, and their conversion to our runs.
+"""Recorded trajectories of CoOp, VPT, IVLP, MaPLe, KgCoOp and PromptSRC, and their conversion to our runs.
 
-A recording contains a run of one method. The frozen CLIP is in the same file, in clip.npz beside it, or in
+A recording is an .npz file with one run of a method's official trainer. Its array `meta` is a JSON object
+that describes the run. The frozen CLIP is in the same file, in clip.npz beside it, or in
 tests/golden/methods/clip.npz.
 """
 
@@ -24,7 +25,7 @@ from prometar.methods.composition import Method, build
 from prometar.methods.prompts import Leaves
 from prometar.step.prompted_clip import PromptedClip, build_model, prompt_texts
 
-from .golden import HERE, frozen_clip, golden_files, independent_leaf_name
+from .golden import OWN_RECORDINGS, frozen_clip, golden_files, independent_leaf_name
 
 
 def official_files() -> list[Path]:
@@ -43,7 +44,7 @@ def _meta(path: Path) -> dict[str, Any]:
 
 @cache
 def read_frozen(clip_path: Path) -> dict[str, np.ndarray]:
-    """Return the arrays of the frozen CLIP that a file contains."""
+    """Return the arrays of the frozen CLIP in the file `clip_path`. Their keys start with "frozen/"."""
     with np.load(clip_path, allow_pickle=False) as file:
         return {key: file[key] for key in file.files if key.startswith("frozen/")}
 
@@ -53,12 +54,20 @@ def _clip_path(path: Path) -> Path:
     beside = path.with_name("clip.npz")
     if beside.exists():
         return beside
-    return HERE / "methods" / "clip.npz"
+    return OWN_RECORDINGS / "methods" / "clip.npz"
 
 
 @dataclass(frozen=True)
 class Official:
-    """One recorded run, in float64."""
+    """One recorded run, in float64.
+
+    Args:
+        meta: Description of the run.
+        arrays: Arrays of the recording by key, such as `step1/labels`.
+        clip: Frozen CLIP whose weights are not folded (`Clip.folded`).
+        config: Our configuration of the run.
+        method: Our composition of the method.
+    """
 
     meta: dict[str, Any]
     arrays: dict[str, np.ndarray]
@@ -73,8 +82,9 @@ class Official:
         return key in self.arrays
 
     def leaves(self, stem: str) -> Leaves:
-        """Return the recorded leaves whose keys start with `stem`, by our names."""
-        return {leaf_name(k[len(stem) :]): self.tensor(k) for k in self.arrays if k.startswith(stem)}
+        """Return the recorded leaves whose keys start with `stem`, such as "step1/prompt/", by our names."""
+        keys = [key for key in self.arrays if key.startswith(stem)]
+        return {leaf_name(key.removeprefix(stem)): self.tensor(key) for key in keys}
 
     def steps(self) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Yield the number (from 1), images and labels of each step."""
@@ -85,8 +95,8 @@ class Official:
     def model(self, entry: str) -> PromptedClip:
         """Return the model of the classes in `meta[entry]`.
 
-        The regularizer's features are those of the training classes, even for other classes: a model of new
-        classes is only evaluated.
+        The frozen text features are those of the training classes, even in a model of new classes. Only
+        training uses them, and a model of new classes is only evaluated.
 
         Args:
             entry: "classnames" (training classes) or "new_classnames".
@@ -94,11 +104,14 @@ class Official:
         classes = self.meta[entry]
         init = self.config.prompts.init
         texts = prompt_texts(classes, self.method.prompts, init=init, template=self.meta["template"])
-        return build_model(self.clip.folded(), self.method, tokenize(texts), self.teacher)
+        return build_model(self.clip.folded(), self.method, tokenize(texts), self.frozen_text)
 
     @cached_property
-    def teacher(self) -> Tensor | None:
-        """Frozen text features of the training classes for the regularizer, computed by our code."""
+    def frozen_text(self) -> Tensor | None:
+        """Frozen text features of the training classes for the regularizer, computed by our code.
+
+        None if the regularizer does not use them.
+        """
         if not self.method.regularizer.uses_text:
             return None
         templates = self.method.regularizer.templates or (self.meta["template"],)
@@ -110,14 +123,15 @@ class Official:
         return word_ids(self.config.prompts.init)
 
     @property
-    def recorded_teacher(self) -> Tensor:
+    def recorded_frozen_text(self) -> Tensor:
+        """The same features, computed by the official code and normalized."""
         return F.normalize(self.tensor("teacher_text"), dim=-1)
 
 
 def word_ids(text: str) -> Tensor:
     """Return the token ids of a text, without start and end of text."""
     ids = tokenize([text])[0]
-    # The end of text is the highest id of the vocabulary. After it, the row is filled with zeros.
+    # The end token has the highest id. Zeros follow it.
     end = int(ids.argmax())
     return ids[1:end]
 
@@ -143,9 +157,9 @@ def load_official(path: Path) -> Official:
 
 
 def leaf_name(recorded: str) -> str:
-    """Return our name of an official parameter.
+    """Return our name of a parameter, given its official name.
 
-    Trainers with independent prompts name them VPT, except the text prompt of layer 0 (ctx).
+    "VPT" in a name means that no projection computes the prompt (unlike MaPLe's image prompts).
 
     Example:
         >>> leaf_name("image_encoder.transformer.resblocks.1.VPT_shallow")
@@ -157,10 +171,11 @@ def leaf_name(recorded: str) -> str:
 
 
 def coupled_leaf_name(recorded: str) -> str:
-    """Return our name of a parameter of MaPLe's prompt learner, or of one with the same names.
+    """Return our name of a parameter of MaPLe's prompt learner, given its official name.
 
-    Projections map text prompts to image prompts, so their leaves belong to the vision tower. Lists of
-    compound prompts and of their projections start at layer 1.
+    Prompt learners of other methods use some of these names, too. MaPLe's projections map text prompts to
+    image prompts, so their leaves belong to the vision tower. Lists of compound prompts and of their
+    projections start at layer 1.
 
     Example:
         >>> coupled_leaf_name("prompt_learner.ctx")
@@ -172,10 +187,13 @@ def coupled_leaf_name(recorded: str) -> str:
         >>> coupled_leaf_name("prompt_learner.compound_prompt_projections.1.bias")
         'vision.2.bias'
     """
-    _, name, *rest = recorded.split(".")
+    parts = recorded.split(".")
+    name = parts[1]
     layer = 0
     if name.startswith("compound"):
-        layer = 1 + int(rest[0])
+        index_in_list = int(parts[2])
+        layer = index_in_list + 1
     if "proj" in name:
-        return f"vision.{layer}.{rest[-1]}"
+        weight_or_bias = parts[-1]
+        return f"vision.{layer}.{weight_or_bias}"
     return f"text.{layer}"

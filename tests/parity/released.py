@@ -1,7 +1,11 @@
-"""Plain transcription of the published training loop, as a reference for our step.
+"""Plain transcription of ProMetaR's published training loop, as a reference for our step.
 
-It encodes whole sequences of 77 tokens, and calls autograd three times per phase. `test_released.py` compares
-it with recorded trajectories, and our step with it, also for settings without a recording.
+The transcription encodes whole sequences of 77 tokens, and calls autograd three times per phase.
+`test_released.py` compares it with recorded trajectories. It also compares our step with the transcription,
+for settings of which there is no recording, too.
+
+Shapes: B images or texts, T tokens, towers of width D, C classes. A suffix such as `_BTD` states the shape of
+a tensor.
 """
 
 from collections.abc import Mapping
@@ -9,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from prometar.clip.activations import quick_gelu
 from prometar.clip.model import Block, Clip, Tower
@@ -19,14 +23,15 @@ Leaves = dict[str, Tensor]
 
 
 def attend(tower: Tower, block: Block, x_BTD: Tensor, mask_TT: Tensor | None) -> Tensor:
-    """Apply one block to all tokens."""
+    """Return the output of one block, for all tokens."""
     h = F.layer_norm(x_BTD, x_BTD.shape[-1:], block.ln_1_weight, block.ln_1_bias)
     batch, length, width = h.shape
     qkv = F.linear(h, block.in_proj_weight, block.in_proj_bias).view(batch, length, 3, tower.num_heads, -1)
     query, key, value = qkv.permute(2, 0, 3, 1, 4)
     scores = query @ key.mT / (width // tower.num_heads) ** 0.5
-    weights = (scores if mask_TT is None else scores + mask_TT).softmax(-1)
-    out = (weights @ value).transpose(1, 2).reshape(batch, length, width)
+    if mask_TT is not None:
+        scores = scores + mask_TT
+    out = (scores.softmax(-1) @ value).transpose(1, 2).reshape(batch, length, width)
     x_BTD = x_BTD + F.linear(out, block.out_proj_weight, block.out_proj_bias)
     h = F.layer_norm(x_BTD, x_BTD.shape[-1:], block.ln_2_weight, block.ln_2_bias)
     h = quick_gelu(F.linear(h, block.c_fc_weight, block.c_fc_bias))
@@ -34,41 +39,62 @@ def attend(tower: Tower, block: Block, x_BTD: Tensor, mask_TT: Tensor | None) ->
 
 
 def text_features(clip: Clip, tokens_CT: Tensor, prompts: Mapping[str, Tensor]) -> Tensor:
-    """Return the normalized features of all classes. Prompts follow the start token."""
+    """Return the normalized features of all classes. Prompts replace the tokens after the start token."""
 
-    def put(x: Tensor, prompt: Tensor) -> Tensor:
-        return torch.cat([x[:, :1], prompt.expand(len(x), -1, -1), x[:, 1 + len(prompt) :]], dim=1)
+    def with_prompt(x: Tensor, prompt: Tensor) -> Tensor:
+        start = x[:, :1]
+        after_prompt = x[:, 1 + len(prompt) :]
+        return torch.cat([start, prompt.expand(len(x), -1, -1), after_prompt], dim=1)
 
     x = clip.token_embedding[tokens_CT]
-    x = (put(x, prompts["text.0"]) if "text.0" in prompts else x) + clip.text_positions
-    mask = torch.full((77, 77), float("-inf"), dtype=x.dtype).triu(1)
+    if "text.0" in prompts:
+        x = with_prompt(x, prompts["text.0"])
+    x = x + clip.text_positions
+    causal_mask = torch.full((77, 77), float("-inf"), dtype=x.dtype).triu(1)
     for layer, block in enumerate(clip.text.blocks):
-        if layer and f"text.{layer}" in prompts:
-            x = put(x, prompts[f"text.{layer}"])
-        x = attend(clip.text, block, x, mask)
+        # The prompt of layer 0 is already in place, because it also receives position embeddings.
+        if layer > 0 and f"text.{layer}" in prompts:
+            x = with_prompt(x, prompts[f"text.{layer}"])
+        x = attend(clip.text, block, x, causal_mask)
     x = F.layer_norm(x, x.shape[-1:], clip.ln_final_weight, clip.ln_final_bias)
-    return F.normalize(x[torch.arange(len(x)), tokens_CT.argmax(-1)] @ clip.text_projection, dim=-1)
+    end_C = tokens_CT.argmax(-1)  # the end token has the highest id
+    return F.normalize(x[torch.arange(len(x)), end_C] @ clip.text_projection, dim=-1)
 
 
 def image_features(clip: Clip, images: Tensor, prompts: Mapping[str, Tensor]) -> Tensor:
     """Return unnormalized features. Prompts follow the patches."""
     x = F.conv2d(images, clip.patch_weight, stride=clip.patch_weight.shape[-1]).flatten(2).mT
     x = torch.cat([clip.class_embedding.expand(len(x), 1, -1), x], dim=1) + clip.vision_positions
-    num_own = x.shape[1]
-    for layer in range(len(clip.vision.blocks)):
+    num_image_tokens = x.shape[1]
+    for layer, block in enumerate(clip.vision.blocks):
         name = f"vision.{layer}"
         if name in prompts:
-            x = torch.cat([x[:, :num_own], prompts[name].expand(len(x), -1, -1)], dim=1)
+            x = torch.cat([x[:, :num_image_tokens], prompts[name].expand(len(x), -1, -1)], dim=1)
         if layer == 0:
             x = F.layer_norm(x, x.shape[-1:], clip.ln_pre_weight, clip.ln_pre_bias)
-        x = attend(clip.vision, clip.vision.blocks[layer], x, None)
+        x = attend(clip.vision, block, x, None)
     x = F.layer_norm(x, x.shape[-1:], clip.ln_post_weight, clip.ln_post_bias)
     return x[:, 0] @ clip.vision_projection
 
 
 @dataclass
 class Released:
-    """Published training loop. `step` returns the losses that it logs."""
+    """Published training loop. `step` updates `prompts` and `gate` in place.
+
+    Args:
+        clip: Frozen CLIP whose weights are not folded.
+        tokens: Token ids (C, 77) of the class texts.
+        teacher: Normalized text features of the frozen CLIP, one per class, for the text regularizer.
+        prompts: Initial prompts by name, such as `text.0`.
+        gate: Initial matrices of the gate by name, such as `text.0.in`.
+        text_weight: Weight of the text regularizer.
+        image_weight: Weight of the image regularizer.
+        reduction: Number of consecutive scalars of a gradient that share one factor of the gate.
+        inner_lr: Learning rate of the inner step.
+        outer_weight: Weight of the query loss.
+        prompt_lr: Learning rate of the prompts.
+        gate_lr: Learning rate of the gate.
+    """
 
     clip: Clip
     tokens: Tensor
@@ -84,8 +110,8 @@ class Released:
     gate_lr: float
 
     def __post_init__(self) -> None:
-        self.prompts = {k: v.clone().requires_grad_() for k, v in self.prompts.items()}
-        self.gate = {k: v.clone().requires_grad_() for k, v in self.gate.items()}
+        self.prompts = {name: leaf.clone().requires_grad_() for name, leaf in self.prompts.items()}
+        self.gate = {name: leaf.clone().requires_grad_() for name, leaf in self.gate.items()}
         sgd = {"momentum": 0.9, "weight_decay": 5e-4}
         self.optimizer = torch.optim.SGD(list(self.prompts.values()), lr=self.prompt_lr, **sgd)
         self.gate_optimizer = torch.optim.SGD(list(self.gate.values()), lr=self.gate_lr, **sgd)
@@ -99,38 +125,48 @@ class Released:
         return image_features(self.clip, images, prompts)
 
     def losses(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the cross-entropy and both unweighted regularizers on a batch."""
-        g = self.text(self.prompts)
-        f = F.normalize(self.image(images, self.prompts), dim=-1)
+        """Return the cross-entropy, and the unweighted text and image regularizers, on a batch."""
+        text = self.text(self.prompts)
+        image = F.normalize(self.image(images, self.prompts), dim=-1)
         with torch.no_grad():
-            f0 = F.normalize(self.image(images, {}), dim=-1)
-        ce = F.cross_entropy(self.clip.logit_scale * f @ g.T, labels)
-        return ce, F.l1_loss(g, self.teacher), F.l1_loss(f, f0)
+            frozen_image = F.normalize(self.image(images, {}), dim=-1)
+        ce = F.cross_entropy(self.clip.logit_scale * image @ text.T, labels)
+        return ce, F.l1_loss(text, self.teacher), F.l1_loss(image, frozen_image)
 
     def modulated(self, losses: tuple[Tensor, Tensor, Tensor]) -> Leaves:
         """Return the modulated gradient of each prompt, from three calls of autograd."""
-        ce, text, image = losses
-        leaves = list(self.prompts.values())
-        task_grads, text_grads, image_grads = (
-            torch.autograd.grad(loss, leaves, create_graph=True, allow_unused=True)
-            for loss in (ce, self.text_weight * text, self.image_weight * image)
-        )
-        out = {}
-        for index, name in enumerate(self.prompts):
-            regularizer_grads = text_grads if name.startswith("text") else image_grads
-            out[name] = self.gated(name, task_grads[index], regularizer_grads[index])
-        return out
+        ce, text_distance, image_distance = losses
+        task_gradient = self.gradient_of(ce)
+        text_gradient = self.gradient_of(self.text_weight * text_distance)
+        image_gradient = self.gradient_of(self.image_weight * image_distance)
+        modulated = {}
+        for name in self.prompts:
+            # Each prompt enters one tower, so only the regularizer of this tower depends on it.
+            regularizer_gradient = text_gradient if name.startswith("text") else image_gradient
+            modulated[name] = self.gated(name, task_gradient[name], regularizer_gradient[name])
+        return modulated
+
+    def gradient_of(self, loss: Tensor) -> Leaves:
+        """Return the differentiable gradient of each prompt. None: the loss does not depend on the prompt."""
+        prompts = list(self.prompts.values())
+        gradients = torch.autograd.grad(loss, prompts, create_graph=True, allow_unused=True)
+        return dict(zip(self.prompts, gradients, strict=True))
 
     def gated(self, name: str, g_task: Tensor, g_reg: Tensor) -> Tensor:
-        """Return the modulated gradient of one prompt."""
-        hidden = F.linear(torch.cat([g_task.reshape(-1), g_reg.reshape(-1)]), self.gate[f"{name}.in"])
-        strength = F.linear(hidden, self.gate[f"{name}.out"]).sigmoid()
-        return g_task + strength.repeat_interleave(self.reduction).view_as(g_reg) * g_reg
+        """Return the modulated gradient g_task + m g_reg of one prompt.
+
+        m = sigmoid(W_out W_in [g_task; g_reg]), where W_in and W_out are the prompt's matrices in the gate.
+        Each factor in m weights `reduction` consecutive scalars of g_reg.
+        """
+        both = torch.cat([g_task.reshape(-1), g_reg.reshape(-1)])
+        hidden = F.linear(both, self.gate[f"{name}.in"])
+        m = F.linear(hidden, self.gate[f"{name}.out"]).sigmoid()
+        return g_task + m.repeat_interleave(self.reduction).view_as(g_reg) * g_reg
 
     def direct(self, gradient: Leaves) -> None:
         """Update the prompts in the direct phase."""
-        for name, value in gradient.items():
-            self.prompts[name].grad = value.detach()
+        for name, prompt_gradient in gradient.items():
+            self.prompts[name].grad = prompt_gradient.detach()
         self.optimizer.step()
 
     def inner(self, gradient: Leaves) -> Leaves:
@@ -145,32 +181,46 @@ class Released:
         self.optimizer.step()
         self.gate_optimizer.step()
 
-    def step(self, images: Tensor, labels: Tensor, task: Selection | None) -> dict[str, float]:
+    def step(self, images: Tensor, labels: Tensor, selection: Selection | None) -> dict[str, float]:
+        """Run the direct phase and, if there is a selection of support and query, the meta phase.
+
+        Return the losses by name, such as `direct_ce`.
+        """
         losses = self.losses(images, labels)
-        log = {f"direct_{k}": float(v.detach()) for k, v in zip(("ce", "text", "image"), losses, strict=True)}
+        log = logged("direct", losses)
         self.direct(self.modulated(losses))
-        if task is None:
+        if selection is None:
             return log
-        support = self.losses(images[task.support_rows], labels[task.support_rows])
-        log |= {
-            f"support_{k}": float(v.detach()) for k, v in zip(("ce", "text", "image"), support, strict=True)
-        }
-        query_loss = self.query_loss(self.inner(self.modulated(support)), images, labels, task)
+        support_losses = self.losses(images[selection.support_rows], labels[selection.support_rows])
+        log |= logged("support", support_losses)
+        adapted = self.inner(self.modulated(support_losses))
+        query_loss = self.query_loss(adapted, images, labels, selection)
         log["query_loss"] = float(query_loss.detach())
         self.meta(query_loss)
         return log
 
-    def query_loss(self, adapted: Leaves, images: Tensor, labels: Tensor, task: Selection) -> Tensor:
+    def query_loss(self, adapted: Leaves, images: Tensor, labels: Tensor, selection: Selection) -> Tensor:
         """Return the cross-entropy of the mixed query images with adapted prompts."""
-        assert task.partners is not None
-        mix = task.partners.mix
-        g = self.text(adapted)
-        query = self.image(images[task.query_rows], adapted)
-        partners = self.image(images[task.support_rows], adapted)[mix.partner]
+        assert selection.partners is not None
+        mix = selection.partners.mix
+        text = self.text(adapted)
+        query = self.image(images[selection.query_rows], adapted)
+        partners = self.image(images[selection.support_rows], adapted)[mix.partner]
         query_share = mix.lam.to(query)
         partner_share = (1 - mix.lam).to(query)
         mixed = F.normalize(query_share[:, None] * query + partner_share[:, None] * partners, dim=-1)
-        logits = self.clip.logit_scale * mixed @ g.T
-        own = nn.CrossEntropyLoss(reduction="none")(logits, labels[task.query_rows])
-        other = nn.CrossEntropyLoss(reduction="none")(logits, labels[task.support_rows][mix.partner])
-        return (query_share * own + partner_share * other).mean()
+        logits = self.clip.logit_scale * mixed @ text.T
+        partner_labels = labels[selection.support_rows][mix.partner]
+        query_ce = F.cross_entropy(logits, labels[selection.query_rows], reduction="none")
+        partner_ce = F.cross_entropy(logits, partner_labels, reduction="none")
+        return (query_share * query_ce + partner_share * partner_ce).mean()
+
+
+def logged(phase: str, losses: tuple[Tensor, Tensor, Tensor]) -> dict[str, float]:
+    """Return the results of `Released.losses` as numbers by name, such as `direct_ce`."""
+    ce, text_distance, image_distance = losses
+    return {
+        f"{phase}_ce": float(ce.detach()),
+        f"{phase}_text": float(text_distance.detach()),
+        f"{phase}_image": float(image_distance.detach()),
+    }

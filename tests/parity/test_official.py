@@ -1,7 +1,8 @@
 """Every recorded trajectory of an official trainer, replayed by our composition of the same method.
 
-In float64, these agree within 1e-8: loss, learning rate and prompts of every step, the average of prompts,
-the frozen text features, and the logits of base and of new classes with the evaluated prompts.
+In float64, these results agree within 1e-8: loss and prompts of every step, the average of prompts, the
+frozen text features, and the logits of base and of new classes with the evaluated prompts. Learning rates
+agree within a relative error of 1e-12.
 """
 
 from dataclasses import replace
@@ -33,13 +34,15 @@ def test_there_is_a_recording_of_six_trainers() -> None:
 
 
 @pytest.mark.parametrize("folder", [".", "methods"])
-def test_recordings_of_other_names(folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recordings_in_the_added_folder_can_have_any_name(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / folder).mkdir(exist_ok=True)
-    added = tmp_path / folder / "another.npz"
-    added.symlink_to(FILES[0])
+    another = tmp_path / folder / "another.npz"
+    another.symlink_to(FILES[0])
     monkeypatch.setenv("PROMETAR_GOLDEN", str(tmp_path))
-    assert added in official_files()
-    assert load_official(added).meta == load_official(FILES[0]).meta
+    assert another in official_files()
+    assert load_official(another).meta == load_official(FILES[0]).meta
 
 
 @every_recording
@@ -50,41 +53,50 @@ def test_the_trajectory_is_the_official_one(path: Path) -> None:
     state = State.start(run.leaves("step0/prompt/"), {})
     assert state.leaves
     for index, images, labels in run.steps():
-        epoch, place = divmod(index - 1, run.meta["steps_per_epoch"])
-        now = rates_of(run.config, epoch)
-        assert now.lr == pytest.approx(float(run.tensor(f"step{index}/lr")), rel=1e-12)
-        batch = embed_batch(model.clip, method, images, labels, None)
-        state, scalars = step(model, method, state, *batch, now)
-        close(total(run, scalars), run.tensor(f"step{index}/loss"))
-        close_leaves(state.leaves, run.leaves(f"step{index}/prompt/"))
-        if place == run.meta["steps_per_epoch"] - 1:
+        epoch, step_in_epoch = divmod(index - 1, run.meta["steps_per_epoch"])
+        rates = rates_of(run.config, epoch)
+        assert rates.lr == pytest.approx(float(run.tensor(f"step{index}/lr")), rel=1e-12)
+        batch, _ = embed_batch(model.clip, method, images, labels, None)
+        state, losses = step(model, method, state, batch, None, rates)
+        assert_close(minimized_loss(run, losses), run.tensor(f"step{index}/loss"))
+        assert_leaves_close(state.leaves, run.leaves(f"step{index}/prompt/"))
+        is_last_of_epoch = step_in_epoch == run.meta["steps_per_epoch"] - 1
+        if is_last_of_epoch:
             average = method.averager(state.average, state.leaves, epoch, run.meta["epochs"])
             state = replace(state, average=average)
-            close_average(run, state, epoch)
+            assert_average_close(run, state, epoch)
     assert state.step == run.meta["steps"]
-    close_leaves(state.evaluation_leaves, run.leaves("final/prompt/"))
-    for names, key in (("classnames", "eval/logits"), ("new_classnames", "eval/new_logits")):
-        close(logits(run, names, state.evaluation_leaves), run.tensor(key))
+    assert_leaves_close(state.evaluation_leaves, run.leaves("final/prompt/"))
+    for entry, key in (("classnames", "eval/logits"), ("new_classnames", "eval/new_logits")):
+        assert_close(logits(run, entry, state.evaluation_leaves), run.tensor(key))
 
 
-def total(run: Official, scalars: Losses) -> Tensor:
-    """Return the minimized loss, computed from the logged scalars."""
-    weighted = [w * scalars[f"direct_{term.name}"] for term, w in run.method.regularizer.terms]
-    return torch.stack([scalars["direct_ce"], *weighted]).sum()
+def minimized_loss(run: Official, losses: Losses) -> Tensor:
+    """Return the sum of the cross-entropy and the weighted regularizers, given the unweighted losses."""
+    terms = [losses["direct_ce"]]
+    for term, weight in run.method.regularizer.terms:
+        terms.append(weight * losses[f"direct_{term.name}"])
+    return torch.stack(terms).sum()
 
 
-def close_average(run: Official, state: State, epoch: int) -> None:
-    """Compare averages. Until the last epoch, the official one is a partial sum of weighted prompts."""
+def assert_average_close(run: Official, state: State, epoch: int) -> None:
+    """Check our average after an epoch (0-based) against PromptSRC's, the only trainer that averages.
+
+    PromptSRC's weights sum to 1 over all epochs. Until the last epoch, its result is only a part of the
+    weighted sum. Ours is always an average, so it is multiplied by the sum of the weights so far.
+    """
     recorded = run.leaves(f"epoch{epoch + 1}/gpa/")
     assert bool(recorded) == bool(state.average) == run.has("gauss")
     if recorded:
-        share = run.tensor("gauss")[: epoch + 1].sum()
-        close_leaves({name: share * leaf for name, leaf in state.average.items()}, recorded)
+        weight_so_far = run.tensor("gauss")[: epoch + 1].sum()
+        partial_sum = {name: weight_so_far * leaf for name, leaf in state.average.items()}
+        assert_leaves_close(partial_sum, recorded)
 
 
 @torch.no_grad()
-def logits(run: Official, names: str, leaves: Leaves) -> Tensor:
-    model = run.model(names)
+def logits(run: Official, entry: str, leaves: Leaves) -> Tensor:
+    """Return our logits (B, C) of the evaluated images, for the classes in `run.meta[entry]`."""
+    model = run.model(entry)
     inputs = run.method.inputs(leaves)
     images = model.image_features(inputs, embed_images(model.clip, run.tensor("eval/images")))
     return model.logits(inputs, model.features(inputs, model.text_features(inputs), images))
@@ -93,9 +105,12 @@ def logits(run: Official, names: str, leaves: Leaves) -> Tensor:
 @every_recording
 def test_initial_values_are_the_official_ones_unless_sampled(path: Path) -> None:
     run = load_official(path)
-    official = load_official(path).leaves("step0/prompt/")
+    official = run.leaves("step0/prompt/")
     ours = run.method.prompts.initialize(run.clip, run.init_ids, torch.Generator().manual_seed(0))
-    assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in official.items()}
+    our_shapes = {name: leaf.shape for name, leaf in ours.items()}
+    official_shapes = {name: leaf.shape for name, leaf in official.items()}
+    assert our_shapes == official_shapes
+    # The context is sampled if `init` has fewer tokens. Otherwise, it is the embedded `init`.
     if "text.0" in ours and len(ours["text.0"]) <= len(run.init_ids):
         assert torch.equal(ours["text.0"], official["text.0"])
     assert equal_pairs(ours) == equal_pairs(official)
@@ -110,25 +125,35 @@ def equal_pairs(leaves: Leaves) -> set[tuple[str, str]]:
 @every_recording
 def test_frozen_text_features_are_the_official_ones(path: Path) -> None:
     run = load_official(path)
-    assert (run.teacher is not None) == run.has("teacher_text")
-    if run.teacher is not None:
-        close(run.teacher, run.recorded_teacher)
+    assert (run.frozen_text is not None) == run.has("teacher_text")
+    if run.frozen_text is not None:
+        assert_close(run.frozen_text, run.recorded_frozen_text)
     if run.meta["dataset"]:
-        name = run.method.regularizer.template_name
-        row = next(row for row in BENCHMARKS.values() if official_name(row) == run.meta["dataset"])
-        assert row.templates.get(name, row.template) == run.meta["template"]
+        benchmark = benchmark_of_official_name(run.meta["dataset"])
+        template_name = run.method.regularizer.template_name
+        template = benchmark.templates.get(template_name, benchmark.template)
+        assert template == run.meta["template"]
 
 
-def official_name(row: Benchmark) -> str:
-    """Return the name of a dataset in the official code."""
-    return {"Flowers102": "OxfordFlowers"}.get(row.title, row.title.replace("-", ""))
+def benchmark_of_official_name(name: str) -> Benchmark:
+    """Return the benchmark dataset that has this name in the official code."""
+    by_official_name = {each.title.replace("-", ""): each for each in BENCHMARKS.values()}
+    by_official_name["OxfordFlowers"] = by_official_name["Flowers102"]
+    return by_official_name[name]
 
 
-def close(ours: Tensor, recorded: Tensor) -> None:
+def assert_close(ours: Tensor, recorded: Tensor) -> None:
     torch.testing.assert_close(ours, recorded, rtol=0, atol=TOLERANCE)
 
 
-def close_leaves(ours: Leaves, recorded: Leaves) -> None:
+def assert_leaves_close(ours: Leaves, recorded: Leaves) -> None:
     assert ours.keys() == recorded.keys()
     for name, leaf in recorded.items():
-        torch.testing.assert_close(ours[name], leaf, rtol=0, atol=TOLERANCE, msg=lambda m, n=name: n + m)
+        # The default of `leaf_name` keeps the name of this iteration.
+        torch.testing.assert_close(
+            ours[name],
+            leaf,
+            rtol=0,
+            atol=TOLERANCE,
+            msg=lambda message, leaf_name=name: f"{leaf_name}: {message}",
+        )

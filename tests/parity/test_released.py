@@ -1,6 +1,6 @@
-"""`Released`, a plain transcription of the published loop, must match recordings of the official code.
+"""`Released`, a plain transcription of ProMetaR's published loop, must match recordings of that loop.
 
-Our step must match `Released`.
+Our step must match `Released`, also for random settings of which there is no recording.
 """
 
 from pathlib import Path
@@ -35,7 +35,7 @@ def test_the_transcription_equals_the_recording(path: Path) -> None:
     meta = golden.meta
     texts = [f"{meta['ctx_init']} {name}." for name in meta["classnames"]]
     reference = Released(
-        clip=golden.raw,
+        clip=golden.raw_clip,
         tokens=tokenize(texts),
         teacher=F.normalize(golden.tensor("teacher_text"), dim=-1),
         prompts=golden.prompts(0),
@@ -48,12 +48,13 @@ def test_the_transcription_equals_the_recording(path: Path) -> None:
         prompt_lr=meta["prompt_lr"],
         gate_lr=meta["gate_lr"],
     )
-    for index, images, labels, task in golden.steps():
-        log = reference.step(images, labels, task)
-        for name, value in log.items():
-            assert value == pytest.approx(float(golden.tensor(f"step{index}/{name}")), abs=1e-8), name
-        for name, value in golden.prompts(index).items():
-            torch.testing.assert_close(reference.prompts[name].detach(), value, rtol=0, atol=1e-8)
+    for index, images, labels, selection in golden.steps():
+        losses = reference.step(images, labels, selection)
+        for name, loss in losses.items():
+            recorded_loss = float(golden.tensor(f"step{index}/{name}"))
+            assert loss == pytest.approx(recorded_loss, abs=1e-8), name
+        for name, recorded in golden.prompts(index).items():
+            torch.testing.assert_close(reference.prompts[name].detach(), recorded, rtol=0, atol=1e-8)
 
 
 @settings(max_examples=12, deadline=None)
@@ -68,7 +69,7 @@ def test_the_transcription_equals_the_recording(path: Path) -> None:
 def test_the_step_equals_the_transcription_for_any_lengths_depths_and_batches(
     text_length: int, vision_length: int, text_depth: int, vision_depth: int, labels: list[int], seed: int
 ) -> None:
-    values: dict[str, Any] = {
+    chosen_settings: dict[str, Any] = {
         "prompts.text_length": text_length,
         "prompts.vision_length": vision_length,
         "prompts.text_depth": text_depth,
@@ -76,20 +77,23 @@ def test_the_step_equals_the_transcription_for_any_lengths_depths_and_batches(
         "inner.lr": 0.5,
         "inner.outer_weight": 1.0,
     }
-    method = build(Config().override(values))
+    method = build(Config().override(chosen_settings))
     clip = backbone(torch.float64).clip
     generator = torch.Generator().manual_seed(seed)
-    teacher = F.normalize(torch.randn(4, 24, dtype=torch.float64, generator=generator), dim=-1)
+    random_features = torch.randn(len(CLASSES), clip.embed_dim, dtype=torch.float64, generator=generator)
+    frozen_text_CE = F.normalize(random_features, dim=-1)
     texts = prompt_texts(CLASSES, method.prompts, init="a photo of a", template="{}")
-    model = build_model(clip.folded(), method, tokenize(texts), teacher)
-    prompts = method.prompts.initialize(clip, tokenize(["a photo of a"])[0, 1:5], generator)
+    model = build_model(clip.folded(), method, tokenize(texts), frozen_text_CE)
+    init_ids = tokenize(["a photo of a"])[0, 1:5]  # four words, after the start token
+    prompts = method.prompts.initialize(clip, init_ids, generator)
     state = State.start(prompts, method.modulator.initialize(prompts, generator))
     reference = Released(
         clip=clip,
         tokens=tokenize(texts),
-        teacher=teacher,
+        teacher=frozen_text_CE,
         prompts=state.leaves,
         gate=state.gate,
+        # The defaults of our configuration.
         text_weight=50,
         image_weight=20,
         reduction=8,
@@ -101,13 +105,14 @@ def test_the_step_equals_the_transcription_for_any_lengths_depths_and_batches(
     rng = np.random.default_rng(seed)
     for _ in range(2):
         images = torch.randn(len(labels), 3, 16, 16, dtype=torch.float64, generator=generator)
-        target = torch.tensor(labels)
-        task = leave_one_class_out(target, method.augmentation, rng, dtype=torch.float64)
-        whole, meta_task = embed_batch(model.clip, method, images, target, task)
-        state, scalars = step(model, method, state, whole, meta_task, Rates(lr=0.02, gate_lr=0.05))
-        log = reference.step(images, target, task)
-        assert {name: float(value) for name, value in scalars.items()} == pytest.approx(log, abs=1e-9)
-        for name, value in reference.prompts.items():
-            torch.testing.assert_close(state.leaves[name], value.detach(), rtol=0, atol=1e-9)
-        for name, value in reference.gate.items():
-            torch.testing.assert_close(state.gate[name], value.detach(), rtol=0, atol=1e-9)
+        labels_B = torch.tensor(labels)
+        selection = leave_one_class_out(labels_B, method.augmentation, rng, dtype=torch.float64)
+        batch, meta_task = embed_batch(model.clip, method, images, labels_B, selection)
+        state, losses = step(model, method, state, batch, meta_task, Rates(lr=0.02, gate_lr=0.05))
+        reference_losses = reference.step(images, labels_B, selection)
+        our_losses = {name: float(loss) for name, loss in losses.items()}
+        assert our_losses == pytest.approx(reference_losses, abs=1e-9)
+        for name, prompt in reference.prompts.items():
+            torch.testing.assert_close(state.leaves[name], prompt.detach(), rtol=0, atol=1e-9)
+        for name, matrix in reference.gate.items():
+            torch.testing.assert_close(state.gate[name], matrix.detach(), rtol=0, atol=1e-9)

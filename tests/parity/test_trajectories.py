@@ -1,7 +1,8 @@
-"""Every recorded trajectory of the published code, replayed.
+"""Every recorded trajectory of ProMetaR's published code, replayed by our step.
 
-In float64, losses, prompts and gate agree within 1e-8 after each step. In float32, they agree after the first
-step within 1e-4 max(1, largest magnitude of the tensor), which is about a thousand roundings of 1e-7.
+In float64, losses, prompts and gate agree within 1e-8 after each step. In float32, losses and prompts agree
+after the first step within 1e-4 max(1, largest magnitude of the tensor). This is about a thousand rounding
+errors of float32, which are 1e-7 each.
 """
 
 from pathlib import Path
@@ -10,13 +11,13 @@ import pytest
 import torch
 
 from prometar.clip.vision import embed_images
-from prometar.step.iteration import step
+from prometar.step.iteration import Losses, step
 from prometar.step.meta_batch import embed_batch
 
 from .golden import Golden, golden_files, load
 
 FILES = golden_files("prometar_*.npz")
-SCALARS = (
+LOSSES = (
     "direct_ce",
     "direct_text",
     "direct_image",
@@ -25,6 +26,7 @@ SCALARS = (
     "support_image",
     "query_loss",
 )
+"""All recorded losses. Those of support and query are missing in steps without a meta task."""
 
 
 def test_there_are_recorded_trajectories() -> None:
@@ -36,47 +38,60 @@ def test_float64_trajectory(path: Path) -> None:
     golden = load(path, torch.float64)
     tolerance = 1e-8
     state = golden.start
-    for index, images, labels, draw in golden.steps():
-        batch = embed_batch(golden.model.clip, golden.method, images, labels, draw)
-        state, scalars = step(golden.model, golden.method, state, *batch, golden.rates)
-        assert_scalars(golden, index, scalars, tolerance)
-        for recorded, ours in ((golden.prompts(index), state.leaves), (golden.gate(index), state.gate)):
-            for name, value in recorded.items():
-                torch.testing.assert_close(ours[name], value, rtol=0, atol=tolerance)
+    for index, images, labels, selection in golden.steps():
+        batch, meta_task = embed_batch(golden.model.clip, golden.method, images, labels, selection)
+        state, losses = step(golden.model, golden.method, state, batch, meta_task, golden.rates)
+        assert_losses_close(golden, index, losses, tolerance)
+        for name, recorded in golden.prompts(index).items():
+            torch.testing.assert_close(state.leaves[name], recorded, rtol=0, atol=tolerance)
+        # The gate is recorded in some steps only. Of the others, `golden.gate` is empty.
+        for name, recorded in golden.gate(index).items():
+            torch.testing.assert_close(state.gate[name], recorded, rtol=0, atol=tolerance)
     assert state.step == golden.meta["steps"]
-    assert golden.gate(state.step), "the last step records the gate"
-    torch.testing.assert_close(
-        eval_logits(golden, state.leaves), golden.tensor("eval/logits"), rtol=0, atol=1e-6
-    )
+    assert golden.gate(state.step), "the gate must be recorded in the last step"
+    logits = evaluation_logits(golden, state.leaves)
+    torch.testing.assert_close(logits, golden.tensor("eval/logits"), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_float32_first_step(path: Path) -> None:
     golden = load(path, torch.float32)
     tolerance = 1e-4
-    index, *drawn = next(iter(golden.steps()))
-    batch = embed_batch(golden.model.clip, golden.method, *drawn)
-    state, scalars = step(golden.model, golden.method, golden.start, *batch, golden.rates)
-    assert_scalars(golden, index, scalars, tolerance)
-    for name, value in golden.prompts(index).items():
-        scale = max(1.0, float(value.abs().max()))
-        torch.testing.assert_close(state.leaves[name], value, rtol=0, atol=tolerance * scale)
+    index, images, labels, selection = next(golden.steps())
+    batch, meta_task = embed_batch(golden.model.clip, golden.method, images, labels, selection)
+    state, losses = step(golden.model, golden.method, golden.start, batch, meta_task, golden.rates)
+    assert_losses_close(golden, index, losses, tolerance)
+    for name, recorded in golden.prompts(index).items():
+        scale = max(1.0, float(recorded.abs().max()))
+        torch.testing.assert_close(state.leaves[name], recorded, rtol=0, atol=tolerance * scale)
 
 
-def assert_scalars(golden: Golden, index: int, scalars: dict[str, torch.Tensor], tolerance: float) -> None:
-    for name in SCALARS:
+def assert_losses_close(golden: Golden, index: int, losses: Losses, tolerance: float) -> None:
+    """Check the names and values of a step's losses.
+
+    In float32, the tolerance is relative for losses above 1.
+    """
+    for name in LOSSES:
         key = f"step{index}/{name}"
-        assert (key in golden.arrays) == (name in scalars), name
-        if name in scalars:
-            value = golden.tensor(key)
-            scale = max(1.0, abs(float(value))) if golden.dtype == torch.float32 else 1.0
+        assert (key in golden.arrays) == (name in losses), name
+        if name in losses:
+            recorded = golden.tensor(key)
+            scale = 1.0
+            if golden.dtype == torch.float32:
+                scale = max(1.0, abs(float(recorded)))
+            # The default of `loss_name` keeps the name of this iteration.
             torch.testing.assert_close(
-                scalars[name], value, rtol=0, atol=tolerance * scale, msg=lambda m, n=name: f"{n}: {m}"
+                losses[name],
+                recorded,
+                rtol=0,
+                atol=tolerance * scale,
+                msg=lambda message, loss_name=name: f"{loss_name}: {message}",
             )
 
 
 @torch.no_grad()
-def eval_logits(golden: Golden, prompts: dict[str, torch.Tensor]) -> torch.Tensor:
+def evaluation_logits(golden: Golden, prompts: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Return our logits (B, C) of the evaluated images."""
     model = golden.model
     tokens = embed_images(model.clip, golden.tensor("eval/images"))
     images = model.image_features(prompts, tokens)

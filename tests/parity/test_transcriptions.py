@@ -1,6 +1,7 @@
-"""Plain transcriptions equal the official code's recordings, and our losses and gradients, in float64.
+"""Plain transcriptions of TCP, MMA, MMRL, DePT and CoPrompt must match the recordings of the official code.
 
-So `benchmarks/step.py` compares two implementations of the same formulas.
+Our losses and gradients must match those of the transcriptions, in float64. So `benchmarks/step.py`, which
+measures the speed of both, compares two implementations of the same formulas.
 """
 
 from dataclasses import replace
@@ -23,25 +24,31 @@ from prometar.step.updates import Rates
 from tests.support.transcriptions import TRANSCRIPTIONS, Transcription
 
 from .newer import Newer, load_newer, newer_files
-from .test_newer import close, close_leaves, total
+from .test_newer import assert_close, assert_leaves_close, minimized_loss
 
 every_recording = pytest.mark.parametrize("path", newer_files(), ids=lambda path: path.name)
 
 
-def transcribed(run: Newer) -> Transcription:
+def transcription_of(run: Newer) -> Transcription:
+    """Return the transcription of the run's method, with the initial leaves of the run."""
     texts = prompt_texts(
         run.meta["classnames"],
         run.method.prompts,
         init=run.config.prompts.init,
         template=run.meta["templates"]["student"],
     )
-    transcription = TRANSCRIPTIONS[run.config.method]
+    transcription_class = TRANSCRIPTIONS[run.config.method]
     leaves = run.leaves("step0/prompt/")
-    return transcription(run.raw_clip, run.config, tokenize(texts), leaves, run.teacher("classnames"))
+    frozen_text = run.frozen_text("classnames")
+    return transcription_class(run.raw_clip, run.config, tokenize(texts), leaves, frozen_text)
 
 
-def second_of(run: Newer, index: int) -> dict[str, Any]:
-    """Return the second view and the number of the drawn text of a step, if the method uses them."""
+def frozen_inputs(run: Newer, index: int) -> dict[str, Any]:
+    """Return CoPrompt's inputs of the frozen CLIP in a step, and {} for the methods that have none.
+
+    `second_view` contains other augmentations of the images. `draw` is the number (from 0) of the text that
+    represents each class.
+    """
     if not run.has(f"step{index}/images2"):
         return {}
     return {
@@ -53,47 +60,51 @@ def second_of(run: Newer, index: int) -> dict[str, Any]:
 @every_recording
 def test_the_transcription_follows_the_official_trajectory(path: Path) -> None:
     run = load_newer(path)
-    transcription = transcribed(run)
+    transcription = transcription_of(run)
     for index, images, labels in run.steps():
         rates = [float(run.tensor(f"step{index}/lr"))]
-        if run.has(f"step{index}/lr_groups"):
+        if run.has(f"step{index}/lr_groups"):  # DePT: prompts, linear head
             rates = run.tensor(f"step{index}/lr_groups").tolist()
         for group, lr in zip(transcription.optimizer.param_groups, rates, strict=True):
             group["lr"] = lr
-        loss = transcription.step(images, labels, **second_of(run, index))
-        close(loss, run.tensor(f"step{index}/loss"))
+        loss = transcription.step(images, labels, **frozen_inputs(run, index))
+        assert_close(loss, run.tensor(f"step{index}/loss"))
     leaves = {name: leaf.detach() for name, leaf in transcription.leaves.items()}
-    close_leaves(leaves, run.leaves("final/prompt/"))
+    assert_leaves_close(leaves, run.leaves("final/prompt/"))
 
 
 @every_recording
 def test_the_transcription_has_our_loss_and_gradients(path: Path) -> None:
     run = load_newer(path)
-    transcription = transcribed(run)
-    [_, images, labels] = next(run.steps())
-    loss = transcription.loss(images, labels, **second_of(run, 1))
+    transcription = transcription_of(run)
+    first_step, images, labels = next(run.steps())
+    loss = transcription.loss(images, labels, **frozen_inputs(run, first_step))
     loss.backward()
 
-    gradients, our_loss = our_gradients(run, images, labels)
-    close(our_loss, loss.detach())
-    assert gradients.keys() == transcription.leaves.keys()
+    our_gradient, our_loss = our_gradient_and_loss(run)
+    assert_close(our_loss, loss.detach())
+    assert our_gradient.keys() == transcription.leaves.keys()
     for name, leaf in transcription.leaves.items():
         assert leaf.grad is not None
-        torch.testing.assert_close(gradients[name], leaf.grad, rtol=1e-8, atol=1e-8)
+        torch.testing.assert_close(our_gradient[name], leaf.grad, rtol=1e-8, atol=1e-8)
 
 
-def our_gradients(run: Newer, images: Tensor, labels: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-    """Return the gradients and the loss of our first step, from an update by plain SGD with lr 1."""
+def our_gradient_and_loss(run: Newer) -> tuple[dict[str, Tensor], Tensor]:
+    """Return the gradient of each leaf and the loss in our first step.
+
+    Plain SGD with learning rate 1 subtracts the gradient, so the change of the leaves reveals it.
+    """
+    first_step, images, labels = next(run.steps())
     method = replace(run.method, optimizer=SGD(momentum=0.0, weight_decay=0.0))
     model = run.model("classnames")
     state = State.start(run.leaves("step0/prompt/"), {}, method.optimizer)
     batch, _ = embed_batch(model.clip, method, images, labels, None)
-    second = second_of(run, 1)
-    if second:
+    frozen = frozen_inputs(run, first_step)
+    if frozen:
         assert model.frozen_text_CE is not None
-        embedded = embed_images(model.clip, second["second_view"])
-        batch = batch._replace(frozen=frozen_image_features(model.clip, embedded, None, 0))
-        model = replace(model, frozen_text_CE=model.frozen_text_CE[second["draw"]])
-    after, scalars = step(model, method, state, batch, None, Rates(1.0, 0.0))
-    gradients = {name: leaf - after.leaves[name] for name, leaf in state.leaves.items()}
-    return gradients, total(run, scalars)
+        second_view = embed_images(model.clip, frozen["second_view"])
+        batch = batch._replace(frozen=frozen_image_features(model.clip, second_view, None, 0))
+        model = replace(model, frozen_text_CE=model.frozen_text_CE[frozen["draw"]])
+    after, losses = step(model, method, state, batch, None, Rates(lr=1.0, gate_lr=0.0))
+    gradient = {name: leaf - after.leaves[name] for name, leaf in state.leaves.items()}
+    return gradient, minimized_loss(run, losses)

@@ -215,12 +215,14 @@ class PlainMeta(Released):
         gradients = torch.autograd.grad(variables, list(self.prompts.values()), gated, **options)
         return dict(zip(self.prompts, gradients, strict=True))
 
-    def query_loss(self, adapted: Leaves, images: Tensor, labels: Tensor, task: Selection) -> Tensor:
+    def query_loss(self, adapted: Leaves, images: Tensor, labels: Tensor, selection: Selection) -> Tensor:
         """Return the loss of the query images with adapted leaves."""
-        return super().query_loss(self.made(adapted), images, labels, task)
+        return super().query_loss(self.made(adapted), images, labels, selection)
 
-    def train(self, images: Tensor, labels: Tensor, task: Selection) -> None:
+    def train(self, images: Tensor, labels: Tensor, selection: Selection) -> None:
         """Train on a batch: the direct update, then the meta update."""
         self.direct(self.gradient(images, labels))
-        support = self.gradient(images[task.support_rows], labels[task.support_rows])
-        self.meta(self.query_loss(self.inner(support), images, labels, task))
+        support_images = images[selection.support_rows]
+        support_gradient = self.gradient(support_images, labels[selection.support_rows])
+        adapted = self.inner(support_gradient)
+        self.meta(self.query_loss(adapted, images, labels, selection))
