@@ -16,24 +16,28 @@ def vjp(
 ) -> tuple[Tensors, Tensors, Vjp]:
     """Return the values of a function at `leaves`, its auxiliary values, and its vector-Jacobian product.
 
-    Auxiliary values are not differentiated. If `differentiable`, the gradients can be differentiated with
-    respect to leaves, cotangents and tensors that the function captures. Otherwise, leaves are detached.
+    Args:
+        function: Function that returns values and auxiliary values. Auxiliary values are not differentiated.
+        leaves: The point at which it is evaluated.
+        differentiable: True if the gradients can be differentiated with respect to leaves, cotangents and
+            tensors that the function captures. False to evaluate the function at detached leaves.
     """
     if differentiable:
-        # With views, tensors that are captured and depend on the leaves do not contribute to gradients.
+        # Views are new variables. The function may capture tensors that were computed from the given leaves.
+        # The gradients do not include the paths through these tensors.
         leaves = {name: leaf.view_as(leaf) for name, leaf in leaves.items()}
     else:
         leaves = fresh_leaves(leaves)
     values, auxiliary = function(leaves)
 
     def pull_back(cotangents: Tensors) -> Tensors:
-        names = [name for name in cotangents if values[name].requires_grad]
-        if not leaves or not names:
+        differentiable_names = [name for name in cotangents if values[name].requires_grad]
+        if not leaves or not differentiable_names:
             return {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
         gradients: tuple[Tensor, ...] = torch.autograd.grad(
-            [values[name] for name in names],
+            [values[name] for name in differentiable_names],
             list(leaves.values()),
-            [cotangents[name] for name in names],
+            [cotangents[name] for name in differentiable_names],
             create_graph=differentiable,
             retain_graph=True,
             allow_unused=True,
@@ -52,7 +56,7 @@ def fresh_leaves(leaves: Tensors) -> Tensors:
 class AutodiffPass:
     """Values of a function of tensors, and its derivatives, computed by torch.autograd.
 
-    Has the methods of `prometar.clip.tower.Pass`. Inputs and values are dictionaries. J: Jacobian of the
+    Has the methods of `prometar.clip.tower.Pass`, but inputs and values are dictionaries. J: Jacobian of the
     values with respect to the inputs. Cotangents and tangents have a leading dimension of size K.
 
     Args:
@@ -71,11 +75,12 @@ class AutodiffPass:
 
     def vjp(self, cotangents: Tensors, *, release: bool = False) -> Tensors:
         """Return J^T g_k for each cotangent g_k. `release`: free the graph while it is used."""
-        num_cotangents = len(next(iter(cotangents.values())))
-        gradients = [
-            self._gradient(_slice(cotangents, k), keep_graph=not release or k < num_cotangents - 1)
-            for k in range(num_cotangents)
-        ]
+        num_cotangents = _leading_size(cotangents)
+        gradients = []
+        for k in range(num_cotangents):
+            is_last = k == num_cotangents - 1
+            keep_graph = not (release and is_last)
+            gradients.append(self._gradient(_slice(cotangents, k), keep_graph=keep_graph))
         return {name: torch.stack([gradient[name] for gradient in gradients]) for name in self._inputs}
 
     def vjp_for_hvp(self, cotangents: Tensors) -> tuple[Tensors, Tensors]:
@@ -85,33 +90,34 @@ class AutodiffPass:
 
     def jvp(self, tangents: Tensors) -> tuple[Tensors, Tensors]:
         """Return J t_k for each tangent t_k, and the tangents themselves."""
-        # The vjp is linear in its cotangents, and the vjp of this linear map is the jvp.
+        # The vjp is a linear function of its cotangents, so it can be evaluated at zeros. The vjp of this
+        # linear function is the jvp.
         with torch.enable_grad():
             cotangents = {
                 name: torch.zeros_like(value).requires_grad_() for name, value in self._values.items()
             }
             gradient = self._gradient(cotangents, create_graph=True)
-        names = [name for name in self._inputs if gradient[name].requires_grad]
-        num_tangents = len(next(iter(tangents.values())))
-        pushed = [
-            torch.autograd.grad(
-                [gradient[name] for name in names],
+        differentiable_names = [name for name in self._inputs if gradient[name].requires_grad]
+        value_tangents: list[Tensors] = []  # for each k
+        for k in range(_leading_size(tangents)):
+            tensors = torch.autograd.grad(
+                [gradient[name] for name in differentiable_names],
                 list(cotangents.values()),
-                [tangents[name][k] for name in names],
+                [tangents[name][k] for name in differentiable_names],
                 retain_graph=True,
                 allow_unused=True,
                 materialize_grads=True,
             )
-            for k in range(num_tangents)
-        ]
-        stacked = {name: torch.stack([each[i] for each in pushed]) for i, name in enumerate(cotangents)}
+            value_tangents.append(dict(zip(cotangents, tensors, strict=True)))
+        stacked = {name: torch.stack([each[name] for each in value_tangents]) for name in cotangents}
         return stacked, tangents
 
     def hvp(self, cotangents: Tensors, tangents: Tensors, r: Tensors, *, release: bool = False) -> Tensors:
         """Return the gradient of <r, values> + sum_k <g_k, J t_k> with respect to the inputs."""
         with torch.enable_grad():
             terms = [(r[name] * value).sum() for name, value in self._values.items()]
-            for k in range(len(next(iter(tangents.values())))):
+            for k in range(_leading_size(tangents)):
+                # <g_k, J t_k> = <J^T g_k, t_k>
                 gradient = self._gradient(_slice(cotangents, k), create_graph=True)
                 terms += [(tangents[name][k] * gradient[name]).sum() for name in self._inputs]
             total = torch.stack(terms).sum()
@@ -127,6 +133,7 @@ class AutodiffPass:
     def _gradient(
         self, cotangents: Tensors, *, create_graph: bool = False, keep_graph: bool = True
     ) -> Tensors:
+        """Return J^T g for one cotangent g, which has no leading dimension."""
         gradients = torch.autograd.grad(
             list(self._values.values()),
             list(self._inputs.values()),
@@ -139,5 +146,11 @@ class AutodiffPass:
         return dict(zip(self._inputs, gradients, strict=True))
 
 
+def _leading_size(tensors: Tensors) -> int:
+    """Return K, the size of the first dimension, which all the tensors share."""
+    return len(next(iter(tensors.values())))
+
+
 def _slice(tensors: Tensors, k: int) -> Tensors:
+    """Return item k of the first dimension of each tensor."""
     return {name: each[k] for name, each in tensors.items()}

@@ -4,8 +4,10 @@ Towers with prompt tokens have hand-written derivatives (`prometar.clip.tower`).
 rest, and towers that are changed in other ways (`prometar.clip.adapted`).
 
 Names of tensors end with their dimensions: B images, C classes, K losses, Q query images, R query images and
-partners, features of width E. Prompts have P tokens of width D. `gradients` are those of K losses, with a
-leading dimension K. A `gradient` has the shape of its tensor.
+partners, features of width E. Prompts have P tokens of width D.
+
+The plural `gradients` means the gradients of K losses, with a leading dimension K. The singular `gradient`
+means the gradient of one loss, with the shape of the differentiated tensor.
 
 Source: the published code of ProMetaR (CVPR 2024). tests/parity contains recorded trajectories of that code.
 """
@@ -30,6 +32,11 @@ from prometar.step.towers import TowerPasses
 from prometar.step.updates import Rates, update_leaves
 
 Losses = dict[str, Tensor]
+"""Unweighted losses by name: "ce" and the regularizer's terms, such as "text".
+
+In the results of `step`, names have a prefix, such as "direct_ce" and "support_ce". The loss of the query
+is "query_loss".
+"""
 
 
 def step(
@@ -73,8 +80,12 @@ def _update(
     )
     state = replace(state, leaves=leaves, optimizer=optimizer)
     if gate_gradient:
+
+        def gate_lr_of(name: str) -> float:
+            return rates.gate_lr
+
         gate, optimizer = update_leaves(
-            method.optimizer, state.gate, gate_gradient, state.gate_optimizer, lambda name: rates.gate_lr
+            method.optimizer, state.gate, gate_gradient, state.gate_optimizer, gate_lr_of
         )
         state = replace(state, gate=gate, gate_optimizer=optimizer)
     return state
@@ -102,7 +113,7 @@ def _meta_gradient(
 
     def adapt(arguments: Tensors) -> tuple[Tensors, Tensors]:
         leaves = _group(arguments, "leaves")
-        # First order: the inner gradient is treated as constant, so it is computed at detached copies.
+        # First order treats the inner gradient as constant, so it is computed at detached leaves.
         inner_leaves = leaves if inner.second_order else fresh_leaves(leaves)
         _, _, inner_vjp = vjp(partial(_inputs, method), inner_leaves, differentiable=True)
         input_gradient = _modulate(method, _group(arguments, "gate"), _group(arguments, "gradients"))
@@ -118,10 +129,13 @@ def _meta_gradient(
     if support_hvp is not None:
         # In float16, the scale keeps the tangents within range. It is undone after the products.
         loss_scale = scale_factor(model.clip.dtype, HEADROOM, inner.lr, inner.outer_weight)
-        product = support_hvp(_scaled(_group(pulled_back, "gradients"), loss_scale))
-        correction = inputs_vjp(_scaled(product, 1 / loss_scale))
-        corrections = [correction[name] for name in leaf_gradient]
-        sums = torch._foreach_add(list(leaf_gradient.values()), corrections)
+        u = _group(pulled_back, "gradients")
+        scaled_product = support_hvp(_scaled(u, loss_scale))
+        second_order_terms = inputs_vjp(_scaled(scaled_product, 1 / loss_scale))
+        # One call adds the terms of all leaves in few kernels.
+        sums = torch._foreach_add(
+            list(leaf_gradient.values()), [second_order_terms[name] for name in leaf_gradient]
+        )
         leaf_gradient = dict(zip(leaf_gradient, sums, strict=True))
     support_losses = {f"support_{name}": loss for name, loss in losses.items()}
     return leaf_gradient, _group(pulled_back, "gate"), support_losses | {"query_loss": query_loss}
@@ -133,7 +147,10 @@ def _inputs(method: Method, leaves: Leaves) -> tuple[Tensors, Tensors]:
 
 
 def _modulate(method: Method, gate: Leaves, gradients: Tensors) -> Tensors:
-    """Return the modulated gradient g of each input. If K = 1, g is the gradient of the only loss."""
+    """Return the modulated gradient g of each input, given the gradients of K losses.
+
+    If K = 1, g is the gradient of the only loss. If K = 2, the losses are the task loss and the regularizer.
+    """
     if all(len(gradients_K) == 1 for gradients_K in gradients.values()):
         return {name: gradients_K[0] for name, gradients_K in gradients.items()}
     g_task: Tensors = {}
@@ -151,8 +168,10 @@ def _gradients(
     K is 2 (task loss and regularizer) or 1 (the task loss, or its weighted sum with the regularizer).
     """
     towers = model.forward(inputs, batch.images, batch.frozen)
-    terms, losses, loss_vjp = vjp(partial(_losses, model, method, towers, batch), towers.outputs)
-    return towers.vjp(_output_gradients(method, terms, loss_vjp), release=True), losses
+    losses_of = partial(_losses, model, method, towers, batch)
+    terms, losses, loss_vjp = vjp(losses_of, towers.outputs)
+    output_gradients = _output_gradients(method, terms, loss_vjp)
+    return towers.vjp(output_gradients, release=True), losses
 
 
 def _gradients_and_hvp(
@@ -161,33 +180,34 @@ def _gradients_and_hvp(
     """Return the gradients and losses of `_gradients`, and the Hessian-vector product at the inputs."""
     towers = model.forward(inputs, batch.images, batch.frozen, differentiable_twice=True)
 
-    def output_gradients(outputs: Tensors) -> tuple[Tensors, Losses]:
+    def output_gradients_at(outputs: Tensors) -> tuple[Tensors, Losses]:
         losses_of = partial(_losses, model, method, towers, batch)
         terms, losses, loss_vjp = vjp(losses_of, outputs, differentiable=True)
         return _output_gradients(method, terms, loss_vjp), losses
 
     # A Hessian is symmetric, so the vjp of the gradients is the Hessian-vector product.
-    cotangents, losses, outputs_hvp = vjp(output_gradients, towers.outputs)
-    gradients, vjp_records = towers.vjp_for_hvp(cotangents)
+    output_gradients, losses, outputs_hvp = vjp(output_gradients_at, towers.outputs)
+    gradients, vjp_records = towers.vjp_for_hvp(output_gradients)
 
     def hvp(u: Tensors) -> Tensors:
-        tangents, jvp_records = towers.jvp(u)
-        return towers.hvp(vjp_records, jvp_records, outputs_hvp(tangents), release=True)
+        output_tangents, jvp_records = towers.jvp(u)
+        return towers.hvp(vjp_records, jvp_records, outputs_hvp(output_tangents), release=True)
 
     return gradients, losses, hvp
 
 
 def _output_gradients(method: Method, terms: Tensors, loss_vjp: Vjp) -> Tensors:
-    """Return the gradients (K, ...) of K losses with respect to the towers' outputs."""
+    """Return the gradients (K, ...) of K losses with respect to the towers' outputs (K: see `_gradients`)."""
     one = torch.ones_like(terms["task"])
     constant = method.modulator.constant
     if "regularizer" not in terms:
-        gradients = [loss_vjp({"task": one})]
+        gradient_by_loss = [loss_vjp({"task": one})]
     elif constant is not None:  # with a constant m, the modulated gradient is the gradient of a weighted sum
-        gradients = [loss_vjp({"task": one, "regularizer": constant * one})]
+        gradient_by_loss = [loss_vjp({"task": one, "regularizer": constant * one})]
     else:
-        gradients = [loss_vjp({"task": one}), loss_vjp({"regularizer": one})]
-    return {name: torch.stack([g[name] for g in gradients]) for name in gradients[0]}
+        gradient_by_loss = [loss_vjp({"task": one}), loss_vjp({"regularizer": one})]
+    names = gradient_by_loss[0].keys()
+    return {name: torch.stack([gradient[name] for gradient in gradient_by_loss]) for name in names}
 
 
 def _losses(
@@ -236,9 +256,12 @@ def _query_loss(
     model: PromptedClip, method: Method, towers: TowerPasses, outputs: Tensors, query: Embeddings
 ) -> Tensor:
     """Return the query loss. The images are Q query images, then partners (support images to mix in)."""
-    features = model.final_features(outputs, towers.features(outputs))
     partners = query.partners
-    features = features.for_images(lambda rows: _mixed(rows, len(query.labels), partners))
+
+    def mix(rows_RE: Tensor) -> Tensor:
+        return _mixed(rows_RE, len(query.labels), partners)
+
+    features = model.final_features(outputs, towers.features(outputs)).for_images(mix)
 
     def loss(labels: Tensor, weights: Tensor) -> Tensor:
         leaves = part(outputs, "logits")
@@ -247,7 +270,8 @@ def _query_loss(
     if partners is None or query.partner_labels is None:
         return loss(query.labels, query.weights)
     own_loss = loss(query.labels, query.weights * partners.query_share)
-    return own_loss + loss(query.partner_labels, query.weights * partners.partner_share)
+    partner_loss = loss(query.partner_labels, query.weights * partners.partner_share)
+    return own_loss + partner_loss
 
 
 def _mixed(rows_RE: Tensor, num_query: int, partners: Partners | None) -> Tensor:
@@ -258,8 +282,10 @@ def _mixed(rows_RE: Tensor, num_query: int, partners: Partners | None) -> Tensor
     query_QE = rows_RE[:num_query]
     if partners is None or partners.image_rows is None:  # `image_rows` is None if pixels are mixed
         return query_QE
+    partner_QE = rows_RE[partners.image_rows]
     query_share = partners.query_share[:, None]
-    return query_share * query_QE + partners.partner_share[:, None] * rows_RE[partners.image_rows]
+    partner_share = partners.partner_share[:, None]
+    return query_share * query_QE + partner_share * partner_QE
 
 
 def _joined(groups: dict[str, Tensors]) -> Tensors:
@@ -274,5 +300,7 @@ def _group(joined: Tensors, group: str) -> Tensors:
 
 
 def _scaled(tensors: Tensors, factor: float) -> Tensors:
-    """Return the tensors times `factor`. A factor of 1 costs no kernels."""
-    return tensors if factor == 1 else {name: each * factor for name, each in tensors.items()}
+    """Return the tensors times `factor`. If it is 1, no kernels are launched."""
+    if factor == 1:
+        return tensors
+    return {name: tensor * factor for name, tensor in tensors.items()}

@@ -1,9 +1,10 @@
 """Inputs of a step: the embedded images of a batch, and its meta task (support and query images).
 
-The images of a query are its Q query images, then the distinct partners whose features are mixed in. There
-are two kinds of rows: `batch_rows` index the images of the batch, `image_rows` the images of the query.
+A task augmentation mixes each query image with a support image, its partner. If it mixes features, the images
+of the query are its Q query images, followed by the distinct partners. There are two kinds of row numbers:
+`batch_rows` index the images of the batch, and `image_rows` the images of the query.
 
-Support and query are selected on the CPU, because their sizes depend on the labels: a selection on the GPU
+Support and query are selected on the CPU, because their sizes depend on the labels. A selection on the GPU
 would force a synchronization.
 """
 
@@ -63,15 +64,17 @@ class Selection(NamedTuple):
 
     @property
     def query_rows(self) -> Tensor:
+        """(Q,) rows of the query images in the batch."""
         return self.query_and_partner_rows[: len(self.query_weights)]
 
 
 def leave_one_class_out(
     labels: Tensor, augmentation: Augmentation, rng: np.random.Generator, *, dtype: torch.dtype
 ) -> Selection | None:
-    """Sample one class of the batch. Its images are the query. All others are the support. Source: ProMetaR.
+    """Sample one class of the batch, whose images become the query. The other images become the support.
 
-    Return None if the batch contains only one class. `dtype` applies to weights and shares.
+    Return None if the batch contains only one class. Weights and shares have the type `dtype`. Source:
+    ProMetaR.
     """
     present = labels.unique().numpy(force=True)
     if len(present) < 2:
@@ -84,7 +87,7 @@ def leave_one_class_out(
 
 def meta_task_rng(seed: int, step: int) -> np.random.Generator:
     """Return the random generator of a meta task. It depends only on seed and step, so runs can resume."""
-    # The constant distinguishes this generator from those of image orders, seeded with [seed, epoch].
+    # The arbitrary constant distinguishes this generator from those of image orders ([seed, epoch]).
     return np.random.Generator(np.random.PCG64([seed, step, 0x7A5C]))
 
 
@@ -95,19 +98,20 @@ def select(is_query: Tensor, mix: Mix | None, *, mixes_pixels: bool, dtype: torc
         is_query: (B,) mask of the query images.
         mix: Mix of the query images. `mix.partner` contains indices into the support images in batch order.
         mixes_pixels: True if pixels are mixed, False if features are.
+        dtype: Type of weights and shares.
     """
-    query = is_query.nonzero()[:, 0]
-    support = (~is_query).nonzero()[:, 0]
-    query_and_partners = query
+    query_rows = is_query.nonzero()[:, 0]
+    support_rows = (~is_query).nonzero()[:, 0]
+    query_and_partner_rows = query_rows
     partners = None
     if mix is not None:
-        batch_rows = support[mix.partner]
+        batch_rows = support_rows[mix.partner]
         image_rows = None
         if not mixes_pixels:
-            # Each partner is encoded once, after the query images. `inverse` maps a query to its partner.
-            distinct, inverse = batch_rows.unique(return_inverse=True)
-            query_and_partners = torch.cat([query, distinct])
-            image_rows = len(query) + inverse
+            # Each partner is encoded once, after the query images.
+            distinct_rows, partner_of_query = batch_rows.unique(return_inverse=True)
+            query_and_partner_rows = torch.cat([query_rows, distinct_rows])
+            image_rows = len(query_rows) + partner_of_query
         # As in the published code, 1 - lam is computed in the precision of lam.
         partners = Partners(
             query_share=mix.lam.to(dtype),
@@ -116,12 +120,12 @@ def select(is_query: Tensor, mix: Mix | None, *, mixes_pixels: bool, dtype: torc
             image_rows=image_rows,
             mix=mix,
         )
-    support_weights = torch.ones(len(support), dtype=dtype) / len(support)
-    query_weights = torch.ones(len(query), dtype=dtype) / len(query)
+    support_weights = torch.ones(len(support_rows), dtype=dtype) / len(support_rows)
+    query_weights = torch.ones(len(query_rows), dtype=dtype) / len(query_rows)
     return Selection(
-        support_rows=support,
+        support_rows=support_rows,
         support_weights=support_weights,
-        query_and_partner_rows=query_and_partners,
+        query_and_partner_rows=query_and_partner_rows,
         query_weights=query_weights,
         partners=partners,
     )
@@ -131,12 +135,12 @@ class Embeddings(NamedTuple):
     """Embedded images: the N images of a batch, of the support, or of the query.
 
     Args:
-        images: R images: the N images, then the partners whose features are mixed in.
+        images: R images: the N images, then the partners whose features are mixed in (only for the query).
         labels: (N,) labels.
         weights: (N,) weights in the loss, which sum to 1.
         frozen: (N, E) features of the frozen CLIP, mixed like the images. None if not used.
-        partners: Partners of the query images. None if nothing is mixed, and for batch and support.
-        partner_labels: (N,) labels of the partners. None if there are none.
+        partners: Partners of the query images. None for batch and support, and if nothing is mixed.
+        partner_labels: (N,) labels of the partners. None if `partners` is None.
     """
 
     images: EmbeddedImages
@@ -147,7 +151,8 @@ class Embeddings(NamedTuple):
     partner_labels: Tensor | None = None
 
 
-MetaTask = tuple[Embeddings, Embeddings]  # support and query
+MetaTask = tuple[Embeddings, Embeddings]
+"""Support and query."""
 
 
 def embed_batch(
@@ -161,58 +166,68 @@ def embed_batch(
     cache: FeatureCache | None = None,
     step: int = 0,
 ) -> tuple[Embeddings, MetaTask | None]:
-    """Return the embeddings of a batch and its meta task. Only images with mixed pixels are embedded again.
+    """Return the embeddings of a batch, and its meta task (None without a selection).
+
+    The meta task reuses the embeddings of the batch. Only images with mixed pixels are embedded anew.
 
     Args:
+        clip: Frozen CLIP.
+        method: Components of the method.
         images_B3HW: Normalized images in the backbone's precision and on its device.
         labels: (B,) labels.
         selection: Rows of the meta task, on the device of the images. None if there is no meta task.
-        second_view_B3HW: Other augmentations of the images. If given, the frozen features are theirs.
+        second_view_B3HW: Other augmentations of the images. If given, frozen features are computed from them.
         cache: Cached features of the training images by step.
         step: Current step.
     """
     device = images_B3HW.device
     changes_vision = method.changes("vision")
     images = cached_embedding(clip, images_B3HW, cache, step, changes_vision=changes_vision)
-    if changes_vision and isinstance(images, ImageTokens):  # all passes of the step share the frozen blocks
-        images = before_block(clip, images, method.first_block("vision", len(clip.vision.blocks)))
+    if changes_vision and isinstance(images, ImageTokens):
+        # All passes of the step share the results of the blocks that the method does not change.
+        first_changed_block = method.first_block("vision", len(clip.vision.blocks))
+        images = before_block(clip, images, first_changed_block)
     labels = labels.to(device)
     frozen: Tensor | None = None
     if method.uses_frozen_image_features and second_view_B3HW is not None:
-        second = cached_embedding(clip, second_view_B3HW, None, step, changes_vision=changes_vision)
-        frozen = frozen_image_features(clip, second, None, step)
+        second_view = cached_embedding(clip, second_view_B3HW, None, step, changes_vision=changes_vision)
+        frozen = frozen_image_features(clip, second_view, None, step)
     elif method.uses_frozen_image_features:
         frozen = frozen_image_features(clip, images, cache, step)
     weights = torch.full((len(labels),), 1 / len(labels), dtype=clip.working_dtype, device=device)
-    whole = Embeddings(images, labels, weights, frozen)
+    batch = Embeddings(images, labels, weights, frozen)
     if selection is None:
-        return whole, None
+        return batch, None
     rows = selection.support_rows
-    frozen = None if frozen is None else frozen[rows]
-    support = Embeddings(images[rows], labels[rows], selection.support_weights, frozen)
-    return whole, (support, _query(clip, method, images_B3HW, whole, selection))
+    support_frozen = None if frozen is None else frozen[rows]
+    support = Embeddings(images[rows], labels[rows], selection.support_weights, support_frozen)
+    query = _query(clip, method, images_B3HW, batch, selection)
+    return batch, (support, query)
 
 
-def _query(clip: Clip, method: Method, pixels: Tensor, whole: Embeddings, selection: Selection) -> Embeddings:
+def _query(
+    clip: Clip, method: Method, images_B3HW: Tensor, batch: Embeddings, selection: Selection
+) -> Embeddings:
     """Return the embeddings of the query images, with their partners."""
     query_rows = selection.query_rows
     weights = selection.query_weights
     partners = selection.partners
     partner_labels = None
     if partners is not None:
-        partner_labels = whole.labels[partners.batch_rows]
+        partner_labels = batch.labels[partners.batch_rows]
     if partners is not None and partners.mixes_pixels:
-        query_pixels = pixels[query_rows]
-        partner_pixels = pixels[partners.batch_rows]
+        query_pixels = images_B3HW[query_rows]
+        partner_pixels = images_B3HW[partners.batch_rows]
         mixed_pixels = method.augmentation.mixed_images(query_pixels, partner_pixels, partners.mix)
         images = cached_embedding(clip, mixed_pixels, None, 0, changes_vision=method.changes("vision"))
     else:
-        images = whole.images[selection.query_and_partner_rows]
+        images = batch.images[selection.query_and_partner_rows]
     frozen: Tensor | None = None
-    if method.prompts.conditional:  # the query's loss has no regularizer, so only the prompts read them
-        assert whole.frozen is not None
-        frozen = _mixed_frozen(whole.frozen, query_rows, partners)
-    return Embeddings(images, whole.labels[query_rows], weights, frozen, partners, partner_labels)
+    # The query loss has no regularizer, so only conditional prompts use frozen features.
+    if method.prompts.conditional:
+        assert batch.frozen is not None
+        frozen = _mixed_frozen(batch.frozen, query_rows, partners)
+    return Embeddings(images, batch.labels[query_rows], weights, frozen, partners, partner_labels)
 
 
 def _mixed_frozen(frozen: Tensor, query_rows: Tensor, partners: Partners | None) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from prometar.clip.adapted import ChangeBlock, Parallel, adapted_image, adapted_text
 from prometar.clip.features import mean_text_features
-from prometar.clip.model import Clip
+from prometar.clip.model import Block, Clip
 from prometar.clip.text import TextInput, before_block, encode_text, text_input, text_pass
 from prometar.clip.vision import EmbeddedImages, ImageTokens, encode_image, image_pass
 from prometar.clip.wording import fill_template
@@ -21,7 +21,14 @@ from prometar.methods.prompts import Prompts, PromptTraits, Tensors, tokens_by_l
 from prometar.step.autodiff import AutodiffPass
 from prometar.step.towers import TowerPass, TowerPasses
 
-_MAX_TEXT_ROWS = 256  # text rows (clip/text.py) per chunk of vmap, which has at least one image
+_MAX_TEXT_ROWS = 256
+"""Limit of the memory for conditional prompts, which require the rows of all texts for each image.
+
+Images are encoded in chunks with at most this number of text rows (`prometar.clip.text`), or of one image.
+"""
+
+_AFTER_TOWERS = ("features", "logits")
+"""Sections of a method whose tensors do not enter the towers, but are used with their outputs."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,7 @@ class PromptedClip:
     new_classes: bool = False
 
     def text_features(self, inputs: Tensors, frozen_BE: Tensor | None = None) -> Tensor:
-        """Return the text features (C, E): normalized if constant, otherwise not.
+        """Return the text features (C, E), normalized only if the text tower is unchanged.
 
         If prompts are conditional (depend on the image), pass frozen image features. The result is (B, C, E).
         """
@@ -88,18 +95,23 @@ class PromptedClip:
         text = self.text
         working_dtype = self.clip.working_dtype
         passes: dict[str, TowerPass] = {}
-        outputs: Tensors = {name: each for name, each in inputs.items() if section_of(name) in _AFTER_TOWERS}
+        outputs: Tensors = {}
+        for name, tensor in inputs.items():
+            if section_of(name) in _AFTER_TOWERS:
+                outputs[name] = tensor
         text_CE: Tensor | None = None
         image_BE: Tensor | None = None
         if isinstance(text, Tensor):
             text_CE = text
         elif self._text_needs_autodiff:
-            text_function = partial(
-                self._adapted_text, text, frozen_BE=frozen_BE, differentiable_twice=differentiable_twice
-            )
-            autodiff_text = AutodiffPass(
-                lambda own: {"text": text_function(own)}, self._tower_inputs(inputs, "text")
-            )
+
+            def text_outputs(tower_inputs: Tensors) -> Tensors:
+                features = self._adapted_text(
+                    text, tower_inputs, frozen_BE, differentiable_twice=differentiable_twice
+                )
+                return {"text": features}
+
+            autodiff_text = AutodiffPass(text_outputs, self._tower_inputs(inputs, "text"))
             passes["text"] = autodiff_text
             outputs |= autodiff_text.values
         else:
@@ -108,10 +120,10 @@ class PromptedClip:
         if not self.method.changes("vision"):
             image_BE = self.image_features({}, images)["vision"]
         elif self._vision_needs_autodiff:
-            image_function = partial(
+            image_outputs = partial(
                 self._adapted_images, images=images, differentiable_twice=differentiable_twice
             )
-            autodiff_vision = AutodiffPass(image_function, self._tower_inputs(inputs, "vision"))
+            autodiff_vision = AutodiffPass(image_outputs, self._tower_inputs(inputs, "vision"))
             passes["vision"] = autodiff_vision
             outputs |= autodiff_vision.values
         else:
@@ -121,13 +133,15 @@ class PromptedClip:
         return TowerPasses(self.clip.dtype, passes, outputs, text_CE, image_BE)
 
     def final_features(self, inputs: Tensors, features: Features) -> Features:
-        """Apply the method's function of features to the towers' features."""
+        """Return the results of the method's function of features, given the features of the towers."""
         return self.method.features(part(inputs, "features"), features)
 
     def features(self, inputs: Tensors, text: Tensor, images: Tensors) -> Features:
         """Return the final features, given the results of `text_features` and `image_features`."""
-        constant = isinstance(self.text, Tensor)
-        features = Features(text, images["vision"], images.get("vision.prompts"), text_is_normalized=constant)
+        text_is_constant = isinstance(self.text, Tensor)
+        features = Features(
+            text, images["vision"], images.get("vision.prompts"), text_is_normalized=text_is_constant
+        )
         return self.final_features(inputs, features)
 
     def logits(self, inputs: Tensors, features: Features) -> Tensor:
@@ -137,13 +151,15 @@ class PromptedClip:
 
     @property
     def _text_needs_autodiff(self) -> bool:
+        """True if the text tower is changed in ways that have no hand-written derivatives."""
         prompts = self.method.prompts
         traits = self.method.traits
-        special = prompts.conditional or traits.class_aware or traits.inserts
-        return special or self.method.adapters.changes("text")
+        prompts_need_autodiff = prompts.conditional or traits.class_aware or traits.inserts
+        return prompts_need_autodiff or self.method.adapters.changes("text")
 
     @property
     def _vision_needs_autodiff(self) -> bool:
+        """True if the image tower is changed in ways that have no hand-written derivatives."""
         reads_prompts = self.method.features.reads_image_prompts
         return self.method.traits.inserts or reads_prompts or self.method.adapters.changes("vision")
 
@@ -171,18 +187,22 @@ class PromptedClip:
         )
         by_layer = self._by_layer(tokens, "text")
         if prompts.conditional:
-            chunk_size = max(1, _MAX_TEXT_ROWS // len(text.embedded_RTD))
-            features = torch.vmap(encode, chunk_size=chunk_size)(by_layer)
+            num_rows_per_image = len(text.embedded_RTD)
+            images_per_chunk = max(1, _MAX_TEXT_ROWS // num_rows_per_image)
+            encode_for_images = torch.vmap(encode, chunk_size=images_per_chunk)
+            features = encode_for_images(by_layer)
         else:
             features = encode(by_layer)
         features = features.to(self.clip.working_dtype)
         if self.num_texts > 1:
-            features = features.unflatten(-2, (-1, self.num_texts)).mean(dim=-2)
+            by_class_and_text = features.unflatten(-2, (-1, self.num_texts))
+            features = by_class_and_text.mean(dim=-2)
         return features
 
     def _adapted_images(
         self, inputs: Tensors, images: EmbeddedImages, *, differentiable_twice: bool
     ) -> Tensors:
+        """Return what `image_features` returns, computed by plain functions that autograd differentiates."""
         assert isinstance(images, ImageTokens)
         features_BE, prompts_BD = adapted_image(
             self.clip,
@@ -201,40 +221,49 @@ class PromptedClip:
 
     def _tower_inputs(self, inputs: Tensors, tower: TowerName) -> Tensors:
         """Return the inputs on which a tower can depend: its prompts, and all adapters' tensors."""
-        own: Tensors = {}
-        for name, each in inputs.items():
+        tower_inputs: Tensors = {}
+        for name, tensor in inputs.items():
             section = section_of(name)
-            # Prompts that are not named after a tower are those of texts.
+            # Text prompts can also have names without a tower, such as those of the network of CoCoOp.
             tower_of_prompt = "vision" if name.startswith("vision.") else "text"
             if section == "adapters" or (section == "prompts" and tower_of_prompt == tower):
-                own[name] = each
-        return own
+                tower_inputs[name] = tensor
+        return tower_inputs
 
     def _change_block(self, tower: TowerName, inputs: Tensors) -> ChangeBlock:
-        own = part(inputs, "adapters")
+        """Return the function that applies the method's adapters to the weights of a block."""
+        adapter_inputs = part(inputs, "adapters")
         num_blocks = len(getattr(self.clip, tower).blocks)
-        return lambda index, block: self.method.adapters.block(Place(tower, index, num_blocks), block, own)
+
+        def change(index: int, block: Block) -> Block:
+            return self.method.adapters.block(Place(tower, index, num_blocks), block, adapter_inputs)
+
+        return change
 
     def _parallel(self, tower: TowerName, inputs: Tensors) -> Parallel:
-        own = part(inputs, "adapters")
+        """Return the function that computes what the method's adapters add to the output of a block."""
+        adapter_inputs = part(inputs, "adapters")
         num_blocks = len(getattr(self.clip, tower).blocks)
-        return lambda index, x: self.method.adapters.parallel(Place(tower, index, num_blocks), x, own)
+
+        def added(index: int, normed: Tensor) -> Tensor | None:
+            return self.method.adapters.parallel(Place(tower, index, num_blocks), normed, adapter_inputs)
+
+        return added
 
     def _by_layer(self, tokens: Tensors, tower: str) -> dict[int, Tensor]:
         """Return the tokens of one tower by layer, in the precision of the weights."""
         return {layer: token.to(self.clip.dtype) for layer, token in tokens_by_layer(tokens, tower).items()}
 
 
-_AFTER_TOWERS = ("features", "logits")  # sections whose tensors enter after the towers
-
-
 def class_templates(prompts: Prompts, *, init: str, templates: Mapping[str, str]) -> tuple[str, ...]:
-    """Return the templates of the class texts. Several are averaged.
+    """Return the templates of the class texts. If there are several, their text features are averaged.
 
-    With a learned context, the text is "<init> <name>.". If `init` has fewer words than the context has
-    tokens, <init> is one X per token, as in ProMetaR. Class-aware prompts replace the first words of a
-    template. If fewer words than tokens precede the name, these words are one X per token, as in TCP.
-    Without a context, the templates are `prompts.templates`, or the dataset's main template.
+    - Learned context: "<init> {}.". If `init` has fewer words than the context has tokens, <init> is one X
+      per token, as in ProMetaR.
+    - Class-aware prompts: their own template, the dataset's template "photo", or "a photo of a {}.". Prompts
+      replace its first words. If fewer words than tokens precede the name, one X per token replaces these
+      words, as in TCP.
+    - No context: `prompts.templates`, or the dataset's main template.
 
     Args:
         prompts: Prompt component.
@@ -244,16 +273,21 @@ def class_templates(prompts: Prompts, *, init: str, templates: Mapping[str, str]
     traits = PromptTraits.of(prompts)
     if traits.class_aware:
         template = traits.text_template or templates.get("photo", "a photo of a {}.")
-        words, name, rest = template.partition("{}")
-        return (f"{_prefix(words.strip(), prompts.num_context)} {name}{rest}",)
-    if not prompts.num_context:
-        return prompts.templates or (templates["template"],)
-    return (f"{_prefix(init, prompts.num_context)} {{}}.",)
+        # A template without "{}" stays without it, so that `prompt_texts` rejects it.
+        words, placeholder, after_name = template.partition("{}")
+        return (f"{_prefix(words.strip(), prompts.num_context)} {placeholder}{after_name}",)
+    if prompts.num_context:
+        return (f"{_prefix(init, prompts.num_context)} {{}}.",)
+    if prompts.templates:
+        return prompts.templates
+    return (templates["template"],)
 
 
 def _prefix(words: str, num_tokens: int) -> str:
     """Return the words, or one X per token if there are fewer words than tokens."""
-    return words if num_tokens <= len(words.split()) else " ".join(["X"] * num_tokens)
+    if len(words.split()) >= num_tokens:
+        return words
+    return " ".join(["X"] * num_tokens)
 
 
 def prompt_texts(
@@ -264,13 +298,23 @@ def prompt_texts(
     template: str,
     templates: Mapping[str, str] = {},
 ) -> list[str]:
-    """Return the texts of the classes, grouped by class (`class_templates`). `template`: the main template.
+    """Return the texts of the classes: all texts of the first class, then those of the second one, and so on.
+
+    Args:
+        classnames: Names of the classes.
+        prompts: Prompt component.
+        init: Words of the setting `prompts.init`.
+        template: The dataset's main template.
+        templates: The dataset's other templates by name, such as "photo".
 
     Raises:
         UserError: a template does not contain {} exactly once.
     """
     chosen = class_templates(prompts, init=init, templates={**templates, "template": template})
-    return [fill_template(each, name) for name in classnames for each in chosen]
+    texts: list[str] = []
+    for name in classnames:
+        texts += [fill_template(chosen_template, name) for chosen_template in chosen]
+    return texts
 
 
 def build_model(
@@ -298,7 +342,9 @@ def build_model(
         num_texts = len(prompts.templates)
     if num_context:
         start = clip.num_start
-        if len({tuple(ids[start : start + num_context]) for ids in ids_NT.tolist()}) > 1:
+        # The learned context replaces these tokens. If texts differ in them, they belong to class names.
+        replaced_NP = ids_NT[:, start : start + num_context]
+        if not bool((replaced_NP == replaced_NP[:1]).all()):
             setting = "prompts.template" if traits.class_aware else "prompts.init"
             raise UserError(
                 f"The words before the class names have fewer than {num_context} tokens, so prompts "
@@ -312,8 +358,9 @@ def build_model(
             inserted=traits.inserts,
             packed=not traits.class_aware,
         )
-        first_block = method.first_block("text", len(clip.text.blocks))
-        text: TextInput | Tensor = before_block(clip, whole_text, first_block)
+        # The results of the blocks that the method does not change are computed once.
+        first_changed_block = method.first_block("text", len(clip.text.blocks))
+        text: TextInput | Tensor = before_block(clip, whole_text, first_changed_block)
     else:
         text = mean_text_features(clip, ids_NT, num_texts)
         num_texts = 1

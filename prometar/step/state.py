@@ -9,18 +9,26 @@ from torch import Tensor
 from prometar.methods.optimizers import SGD, Optimizer, OptimizerState, Slots
 from prometar.methods.prompts import Leaves, Tensors
 
+_LEAF_SLOT = "prompt_"
+"""Prefix of the group of a slot of the leaves' optimizer, such as "prompt_momenta"."""
+
+_GATE_SLOT = "gate_"
+"""Prefix of the group of a slot of the gate's optimizer, such as "gate_momenta"."""
+
 
 @dataclass(frozen=True)
 class State:
-    """State of a run. Data order, augmentations and meta tasks are functions of (seed, step), so it suffices.
+    """State of a run, complete enough to resume it.
+
+    Data order, augmentations and meta tasks are not part of it, because they depend only on seed and step.
 
     Args:
         leaves: Learned tensors of all components of the method by name, such as `text.0`.
         optimizer: State of the optimizer of the leaves.
         gate: The modulator's learnable tensors.
         gate_optimizer: State of the optimizer of the gate.
-        average: Averaged leaves. Empty without an averager.
-        step: Number of training steps.
+        average: Averaged leaves. Empty without an averager, and before the first epoch ends.
+        step: Number of training steps so far.
     """
 
     leaves: Leaves
@@ -47,22 +55,26 @@ class State:
         return self.average or self.leaves
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return all tensors, named "<group>/<leaf>". A slot of the optimizers is a group.
+        """Return all tensors, named "<group>/<leaf>". Each slot of each optimizer is a group.
 
-        The groups of SGD are prompts (the leaves), prompt_momenta, gate, gate_momenta and average, as in the
-        checkpoints of version 0.2.
+        The group of the leaves is called prompts. So the groups of SGD are prompts, prompt_momenta, gate,
+        gate_momenta and average, as in the checkpoints of version 0.2.
         """
         groups = {"prompts": self.leaves}
-        groups |= {f"{_LEAF_SLOT}{slot}": tensors for slot, tensors in self.optimizer.slots.items()}
-        groups |= {"gate": self.gate}
-        groups |= {f"{_GATE_SLOT}{slot}": tensors for slot, tensors in self.gate_optimizer.slots.items()}
-        groups |= {"average": self.average}
-        return {
-            f"{group}/{name}": leaf for group, tensors in groups.items() for name, leaf in tensors.items()
-        }
+        for slot, tensors in self.optimizer.slots.items():
+            groups[f"{_LEAF_SLOT}{slot}"] = tensors
+        groups["gate"] = self.gate
+        for slot, tensors in self.gate_optimizer.slots.items():
+            groups[f"{_GATE_SLOT}{slot}"] = tensors
+        groups["average"] = self.average
+        named: dict[str, Tensor] = {}
+        for group, tensors in groups.items():
+            for name, tensor in tensors.items():
+                named[f"{group}/{name}"] = tensor
+        return named
 
     def counters(self) -> dict[str, int]:
-        """Return the numbers of steps and updates by name."""
+        """Return the numbers of steps and of the optimizers' updates, by name."""
         return {
             "step": self.step,
             "prompt_updates": self.optimizer.num_updates,
@@ -78,11 +90,13 @@ class State:
     def from_tensors(tensors: Tensors, counters: Mapping[str, int]) -> "State":
         """Return the state with these tensors and counters, named as by `tensors` and `counters`.
 
+        Numbers of updates may be missing, as in checkpoints of version 0.2. Its optimizer (SGD) does not use
+        them.
+
         Raises:
-            KeyError: a tensor belongs to no group, or the number of steps is missing. Numbers of updates are
-                missing in checkpoints of version 0.2, whose optimizer (SGD) does not use them.
+            KeyError: a tensor belongs to no group, or the number of steps is missing.
         """
-        plain: dict[str, Leaves] = {"prompts": {}, "gate": {}, "average": {}}
+        groups: dict[str, Leaves] = {"prompts": {}, "gate": {}, "average": {}}
         leaf_slots: Slots = {}
         gate_slots: Slots = {}
         for key, tensor in tensors.items():
@@ -92,17 +106,12 @@ class State:
             elif group.startswith(_GATE_SLOT):
                 gate_slots.setdefault(group.removeprefix(_GATE_SLOT), {})[name] = tensor
             else:
-                plain[group][name] = tensor
+                groups[group][name] = tensor
         return State(
-            leaves=plain["prompts"],
+            leaves=groups["prompts"],
             optimizer=OptimizerState(leaf_slots, counters.get("prompt_updates", 0)),
-            gate=plain["gate"],
+            gate=groups["gate"],
             gate_optimizer=OptimizerState(gate_slots, counters.get("gate_updates", 0)),
-            average=plain["average"],
+            average=groups["average"],
             step=counters["step"],
         )
-
-
-# Prefixes of the slots' groups of tensors.
-_LEAF_SLOT = "prompt_"
-_GATE_SLOT = "gate_"

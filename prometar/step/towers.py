@@ -1,6 +1,6 @@
 """Forward passes through CLIP's towers, and derivatives of their outputs with respect to a method's inputs.
 
-Shape suffixes: K cotangents or tangents, P tokens of width D, B images, C classes, N features of width E.
+Shape suffixes: K cotangents or tangents, P tokens of width D, B images, C classes, features of width E.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,6 +17,11 @@ from prometar.methods.prompts import Tensors, tokens_by_layer
 from prometar.step.autodiff import AutodiffPass
 
 TowerPass = Pass | AutodiffPass
+"""Forward pass through a tower.
+
+A `Pass` has hand-written derivatives. Its inputs are tokens by layer, and its output is a tensor of features.
+An `AutodiffPass` uses autograd. Its inputs and outputs are tensors by name.
+"""
 
 Records = dict[str, Any]
 """What `vjp_for_hvp` or `jvp` saves for `hvp`, by tower."""
@@ -28,11 +33,10 @@ class TowerPasses:
 
     Args:
         dtype: Precision of the towers.
-        passes: Pass of each changed tower. A `Pass` has hand-written derivatives with respect to tokens, and
-            returns one feature. An `AutodiffPass` can have any inputs and outputs.
+        passes: Pass of each changed tower, "text" or "vision".
         outputs: Outputs of the passes: "text" (C, E), or (B, C, E) if it depends on the images, "vision"
-            (B, E) and "vision.prompts" (B, D). Other learned tensors, which losses use directly without a
-            tower, are also listed here. They are inputs and outputs at once.
+            (B, E) and "vision.prompts" (B, D). Also the learned tensors that losses use directly, without a
+            tower. They are inputs and outputs at once.
         constant_text_CE: Normalized text features if the text tower is unchanged, otherwise None.
         constant_image_BE: Image features if the image tower is unchanged, otherwise None. Not normalized,
             because the query loss mixes unnormalized image features.
@@ -50,16 +54,21 @@ class TowerPasses:
         image_BE = outputs.get("vision", self.constant_image_BE)
         assert text is not None
         assert image_BE is not None
-        return Features(
-            text, image_BE, outputs.get("vision.prompts"), text_is_normalized="text" not in outputs
-        )
+        # Constant text features are normalized. The outputs of a pass are not.
+        text_is_normalized = "text" not in outputs
+        prompts_BD = outputs.get("vision.prompts")
+        return Features(text, image_BE, prompts_BD, text_is_normalized=text_is_normalized)
 
     def vjp(self, cotangents: Tensors, *, release: bool = False) -> Tensors:
         """Map cotangents of the outputs, such as (K, B, E), to cotangents (K, P, D) of the inputs.
 
         For `release`, see `Pass`.
         """
-        return self._input_gradients(cotangents, lambda _, tower_pass, g: tower_pass.vjp(g, release=release))
+
+        def pull_back(tower: str, tower_pass: Any, g: Any) -> Mapping[Any, Tensor]:
+            return tower_pass.vjp(g, release=release)
+
+        return self._input_gradients(cotangents, pull_back)
 
     def vjp_for_hvp(self, cotangents: Tensors) -> tuple[Tensors, Records]:
         """Return the result of `vjp`, and what `hvp` requires of the cotangents."""
@@ -77,28 +86,29 @@ class TowerPasses:
 
         Also return what `hvp` requires of the tangents.
         """
-        pushed = {name: tangents[name] for name in self._direct_outputs}
+        output_tangents = {name: tangents[name] for name in self._direct_outputs}
         records: Records = {}
         for tower, tower_pass in self.passes.items():
             if isinstance(tower_pass, Pass):
                 layer_tangents = tokens_by_layer(tangents, tower)
-                features, records[tower] = tower_pass.jvp(
-                    {layer: t.to(self.dtype) for layer, t in layer_tangents.items()}
-                )
-                pushed[tower] = features.to(self.outputs[tower].dtype)
+                converted = {layer: tangent.to(self.dtype) for layer, tangent in layer_tangents.items()}
+                feature_tangents, records[tower] = tower_pass.jvp(converted)
+                output_tangents[tower] = feature_tangents.to(self.outputs[tower].dtype)
             else:
-                outputs, records[tower] = tower_pass.jvp(tangents)
-                pushed |= outputs
-        return pushed, records
+                tangents_of_tower, records[tower] = tower_pass.jvp(tangents)
+                output_tangents |= tangents_of_tower
+        return output_tangents, records
 
     def hvp(
         self, vjp_records: Records, jvp_records: Records, cotangents: Tensors, *, release: bool = False
     ) -> Tensors:
         """Return the gradients, with respect to the inputs, of <r, outputs> + sum_k <g_k, J t_k>.
 
-        r: `cotangents`. g_k: cotangents of `vjp_for_hvp`. t_k: tangents of `jvp`. J: Jacobian.
-        Let g_k and A_k be gradient and Hessian of loss k with respect to the outputs. If r = sum_k A_k J t_k,
-        the result is sum_k H_k t_k, where H_k is the Hessian of loss k with respect to the inputs.
+        r: `cotangents`. g_k: cotangents of `vjp_for_hvp`. t_k: tangents of `jvp`. J: Jacobian of the outputs.
+
+        This is a Hessian-vector product if g_k and r are chosen as follows. Let g_k and A_k be gradient and
+        Hessian of loss k with respect to the outputs, and r = sum_k A_k J t_k. Then the result is
+        sum_k H_k t_k, where H_k is the Hessian of loss k with respect to the inputs.
 
         Args:
             vjp_records: Second result of `vjp_for_hvp`.
@@ -121,20 +131,27 @@ class TowerPasses:
     def _input_gradients(
         self, cotangents: Tensors, derivative: Callable[[str, Any, Any], Mapping[Any, Tensor]]
     ) -> Tensors:
-        """Return the gradients of all inputs.
+        """Return the gradients of all inputs, given the cotangents of all outputs.
 
-        For each tower, `derivative(tower, tower_pass, cotangents)` is called with the cotangents of the
-        tower's outputs. It returns the gradients of the tower's inputs.
+        Args:
+            cotangents: Cotangents of the outputs of both towers.
+            derivative: Called for each tower as `derivative(tower, tower_pass, cotangents)`, with the
+                cotangents of this tower's outputs. Returns the gradients of this tower's inputs. For a
+                `Pass`, these are a tensor and gradients by layer. For an `AutodiffPass`, both are by name.
         """
         gradients = {name: cotangents[name] for name in self._direct_outputs}
         for tower, tower_pass in self.passes.items():
             if isinstance(tower_pass, Pass):
-                g = cotangents[tower]
-                for layer, tensor in derivative(tower, tower_pass, g.to(self.dtype)).items():
-                    gradients[f"{tower}.{layer}"] = tensor.to(g.dtype)
+                feature_cotangents = cotangents[tower]
+                by_layer = derivative(tower, tower_pass, feature_cotangents.to(self.dtype))
+                for layer, gradient in by_layer.items():
+                    gradients[f"{tower}.{layer}"] = gradient.to(feature_cotangents.dtype)
             else:
-                own = {name: cotangents[name] for name in tower_pass.values}
-                for name, gradient in derivative(tower, tower_pass, own).items():
-                    # Both towers can share an input.
-                    gradients[name] = gradients[name] + gradient if name in gradients else gradient
+                cotangents_of_tower = {name: cotangents[name] for name in tower_pass.values}
+                by_name = derivative(tower, tower_pass, cotangents_of_tower)
+                for name, gradient in by_name.items():
+                    if name in gradients:  # both towers can share an input
+                        gradients[name] = gradients[name] + gradient
+                    else:
+                        gradients[name] = gradient
         return gradients

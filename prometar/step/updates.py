@@ -1,4 +1,4 @@
-"""Updates of leaves at the learning rates of an epoch, and the learning-rate schedule."""
+"""Updates of leaves with the learning rates of an epoch, and the learning-rate schedule."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -11,12 +11,13 @@ from prometar.methods.prompts import Leaves, Tensors
 
 @dataclass(frozen=True)
 class Rates:
-    """Learning rates of both phases, fixed within an epoch.
+    """Learning rates of the direct and the meta phase, fixed within an epoch.
 
     Args:
         lr: Learning rate of the leaves.
         gate_lr: Learning rate of the gate (the modulator's learnable tensors).
-        factors: Factors of `lr` for the leaves of a section of the method, such as "adapters". Default: 1.
+        factors: Factor of `lr` for the leaves of each section of the method, such as "adapters". Missing
+            sections have the factor 1.
     """
 
     lr: float
@@ -40,37 +41,44 @@ def update_leaves(
     The optimizer is called once per group of leaves with the same learning rate.
 
     Args:
+        optimizer: Function that updates the leaves of a group.
+        leaves: Leaves by name.
         gradient: Gradient of each leaf. It is emptied, to free each tensor after its use.
+        state: State of the optimizer.
         lr_of: Function that returns the learning rate of a leaf, given its name.
     """
-    groups: dict[float, Leaves] = {}
+    group_by_lr: dict[float, Leaves] = {}
     for name, leaf in leaves.items():
-        groups.setdefault(lr_of(name), {})[name] = leaf
+        group_by_lr.setdefault(lr_of(name), {})[name] = leaf
     new_leaves: Leaves = {}
     new_slots: Slots = {slot: {} for slot in state.slots}
-    for lr, group in groups.items():
+    for lr, group in group_by_lr.items():
         group_gradient = {name: gradient.pop(name) for name in group}
         group_slots: Slots = {}
         for slot, tensors in state.slots.items():
             group_slots[slot] = {name: tensors[name] for name in group}
-        updated, updated_slots = optimizer(
+        updated_leaves, updated_slots = optimizer(
             group, group_gradient, group_slots, lr=lr, num_updates=state.num_updates
         )
-        new_leaves |= updated
+        new_leaves |= updated_leaves
         for slot, tensors in updated_slots.items():
             # A custom optimizer may add slots in its first update.
             new_slots.setdefault(slot, {}).update(tensors)
-    # Groups must not change the order of the leaves, because reductions over leaves depend on it.
-    new_leaves = {name: new_leaves[name] for name in leaves}
-    return new_leaves, OptimizerState(new_slots, state.num_updates + 1)
+    # Keep the order of the leaves, because the rounding of sums over leaves depends on it.
+    in_order = {name: new_leaves[name] for name in leaves}
+    return in_order, OptimizerState(new_slots, state.num_updates + 1)
 
 
 def warmup_cosine(epoch: int, *, epochs: int, lr: float, warmup_lr: float, warmup_epochs: int) -> float:
-    """Return the lr of a 0-based epoch: `warmup_lr`, then lr / 2 * (1 + cos(pi * cosine_epoch / epochs)).
+    """Return the learning rate of a 0-based epoch.
 
-    The cosine starts after the warm-up (cosine_epoch = epoch - warmup_epochs) but has a length of `epochs`
-    epochs, so the lr never reaches zero. This is Dassl's schedule, as in the published runs.
+    The learning rate is `warmup_lr` in the warm-up. Afterwards, it is
+    lr / 2 * (1 + cos(pi * cosine_epoch / epochs)), where cosine_epoch = epoch - warmup_epochs.
+
+    The cosine has a length of `epochs` epochs, although it starts after the warm-up. So the learning rate
+    never reaches zero. This is Dassl's schedule, as in the published runs.
     """
     if epoch < warmup_epochs:
         return warmup_lr
-    return lr * (1 + math.cos(math.pi * (epoch - warmup_epochs) / epochs)) / 2
+    cosine_epoch = epoch - warmup_epochs
+    return lr * (1 + math.cos(math.pi * cosine_epoch / epochs)) / 2
