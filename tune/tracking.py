@@ -42,7 +42,7 @@ def start_tracking(tracker: str, folder: Path, job: Job) -> TrackerRun:
 
     Args:
         tracker: "tensorboard", "mlflow" or "wandb".
-        folder: Folder of the study, to which trackers without a server log.
+        folder: Folder of the study. Trackers that log to files rather than to a server write there.
         job: The job.
 
     Raises:
@@ -165,7 +165,7 @@ class Trackers:
         self._for_each_tracker(interrupt)
 
     def _for_each_tracker(self, function: Callable[[str, dict[str, TrackerRun]], None]) -> None:
-        """Call a function with the name and the runs, by job name, of each tracker.
+        """Call `function(tracker, runs)` for each tracker, where `runs` maps job names to tracker runs.
 
         A tracker that raises an error is disabled, with a message.
         """

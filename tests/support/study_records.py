@@ -1,4 +1,4 @@
-"""Records of invented studies, to test reports. `small` and `rich` are whole studies."""
+"""Records of invented studies, to test reports. `small` and `rich` invent whole studies."""
 
 import math
 import random
@@ -35,8 +35,9 @@ from tune.space.space import build_space
 from tune.stages.final_test import _compare, choose_verdict
 
 SCRIPT = "<script>alert(1)</script>"
+"""Part of a name. It runs a script if a page contains the name as text, without escaping it."""
 IMAGE = '"><img src=x onerror=alert(2)>'
-"""Like `SCRIPT`, a name that runs a script in a page that does not escape it."""
+"""Part of a name. It runs a script if a page contains the name in an attribute, without escaping it."""
 RANGES: dict[str, dict[str, Any]] = {
     "regularizer.kind": {"type": "choice", "choices": ["l1", "l2", "none"]},
     "regularizer.text_weight": {
@@ -50,7 +51,7 @@ RANGES: dict[str, dict[str, Any]] = {
     "prompts.text_depth": {"type": "int", "low": 0, "high": 12},
     "augment.flip": {"type": "float", "low": 0.0, "high": 0.5},
 }
-"""Ranges of the settings."""
+"""Ranges of the settings that the invented studies search."""
 DEFAULT: dict[str, Any] = {
     "regularizer.kind": "l1",
     "regularizer.text_weight": 25.0,
@@ -58,11 +59,18 @@ DEFAULT: dict[str, Any] = {
     "prompts.text_depth": 9,
     "augment.flip": 0.5,
 }
+"""Settings of trial 0, the baseline."""
 
 
 def study(ranges: Mapping[str, Any] = RANGES, **options: Any) -> StudyRecord:
-    """Return the record of a study with options of `StudyConfig.of`."""
-    config = StudyConfig.of(**{"dataset": ["dtd"], "trials": 60, "space": build_space(ranges), **options})
+    """Return the record of a study of 60 trials on DTD.
+
+    Args:
+        ranges: Ranges of the settings.
+        options: Options of `StudyConfig.of`, which replace the above ones.
+    """
+    defaults = {"dataset": ["dtd"], "trials": 60, "space": build_space(ranges)}
+    config = StudyConfig.of(**(defaults | options))
     return StudyRecord(
         config=config,
         score_name="base accuracy" if config.search.objective == "base_val" else "H",
@@ -75,14 +83,18 @@ def study(ranges: Mapping[str, Any] = RANGES, **options: Any) -> StudyRecord:
 
 
 def settings_of(number: int) -> dict[str, Any]:
-    """Return the settings of a trial: the default ones for trial 0, and random ones for other numbers."""
+    """Return the settings of a trial: `DEFAULT` for trial 0, random values from `RANGES` for others."""
     if number == 0:
         return dict(DEFAULT)
     rng = random.Random(number)
+
+    def log_uniform(low: float, high: float) -> float:
+        return low * (high / low) ** rng.random()
+
     settings = {
         "regularizer.kind": rng.choice(["l1", "l1", "l2", "none"]),
-        "regularizer.text_weight": 0.5 * 400 ** rng.random(),
-        "optim.lr": 1e-4 * 1000 ** rng.random(),
+        "regularizer.text_weight": log_uniform(0.5, 200.0),
+        "optim.lr": log_uniform(1e-4, 0.1),
         "prompts.text_depth": rng.randint(0, 12),
         "augment.flip": rng.uniform(0, 0.5),
     }
@@ -92,7 +104,11 @@ def settings_of(number: int) -> dict[str, Any]:
 
 
 def run(dataset: str, seed: int, settings: Mapping[str, Any], base: float = 0, new: float = 0) -> RunScore:
-    """Return a run whose accuracies are a function of its settings, plus noise.
+    """Return a run whose accuracies are a smooth function of its settings, plus noise.
+
+    The base accuracy is highest at a learning rate of 10^-2.3 = 0.005. Higher learning rates also reduce the
+    new accuracy. A higher weight of the regularizer, or a lower prompt depth, reduces the base accuracy and
+    increases the new accuracy. Every score has the same values in each call with equal arguments.
 
     Args:
         dataset: Name of the dataset, which affects the noise.
@@ -102,11 +118,12 @@ def run(dataset: str, seed: int, settings: Mapping[str, Any], base: float = 0, n
         new: Points to add to the new accuracy.
     """
     noise = random.Random(f"{dataset} {seed} {sorted(settings.items())}")
-    rate = math.log10(settings["optim.lr"]) + 2.3
-    weight = math.log10(settings.get("regularizer.text_weight", 0.1)) / 2.3
+    log_lr = math.log10(settings["optim.lr"]) + 2.3  # 0 at the best learning rate
+    text_weight = settings.get("regularizer.text_weight", 0.1)  # no regularizer: a small weight
+    log_weight = math.log10(text_weight) / 2.3  # 1 at the highest weight, 200 = 10^2.3
     depth = settings["prompts.text_depth"]
-    base += 78 - 5 * rate**2 - 3 * weight + 0.3 * depth + noise.gauss(0, 0.6)
-    new += 64 - 3 * max(0, rate) ** 2 + 6 * weight - 0.4 * depth + noise.gauss(0, 0.8)
+    base += 78 - 5 * log_lr**2 - 3 * log_weight + 0.3 * depth + noise.gauss(0, 0.6)
+    new += 64 - 3 * max(0, log_lr) ** 2 + 6 * log_weight - 0.4 * depth + noise.gauss(0, 0.8)
     harmonic_mean = 2 * base * new / (base + new)
     return RunScore(
         dataset=dataset,
@@ -132,36 +149,53 @@ CLASSES = {"base": ("banded", "blotchy", "dotted"), "new": ("waffled", "zigzagge
 
 
 def with_metrics(score: RunScore, classes: Mapping[str, Sequence[str]] = CLASSES) -> RunScore:
-    """Return a run with the metrics of a final test, on 40 images per class."""
+    """Return a run with the metrics of a final test, on 40 images per class.
+
+    Args:
+        score: Run whose accuracies the predictions have in expectation.
+        classes: Class names of the parts "base" and "new".
+    """
     rng = np.random.default_rng(score.seed)
     metrics = {}
     for part, names in classes.items():
         labels = np.repeat(np.arange(len(names)), 40)
         accuracy = (getattr(score, part) or 0.0) / 100
         is_correct = rng.random(len(labels)) < accuracy
-        predicted = np.where(is_correct, labels, (labels + 1) % len(names))
-        confidences = rng.uniform(1 / len(names), 1, len(labels))
+        next_class = (labels + 1) % len(names)
+        predicted = np.where(is_correct, labels, next_class)
+        chance = 1 / len(names)  # the most probable class has at least this probability
+        confidences = rng.uniform(chance, 1, len(labels))
         metrics[part] = ClassificationMetrics.of(names, labels, predicted, confidences)
     return replace(score, metrics=metrics, joint_accuracies={"base": 55.0 + score.seed / 10, "new": 45.0})
 
 
 def trial(
-    number: int, state: Any = "COMPLETE", datasets: Sequence[str] = ("dtd",), **changes: Any
+    number: int,
+    state: Any = "COMPLETE",
+    datasets: Sequence[str] = ("dtd",),
+    *,
+    settings: Mapping[str, Any] | None = None,
+    **changes: Any,
 ) -> TrialRecord:
-    """Return the record of a trial with two seeds.
+    """Return the record of a trial whose runs have the seeds 0 and 1. A failed trial has no runs.
 
     Args:
         number: Number of the trial.
         state: State: "COMPLETE", "PRUNED" or "FAIL".
         datasets: Names of the datasets.
-        changes: Fields of the record to replace. Runs follow from `settings`.
+        settings: Settings of the trial, which determine the scores of its runs. None for `settings_of`.
+        changes: Fields of the record to replace, after the scores have been computed.
     """
-    settings = changes.pop("settings", settings_of(number))
+    if settings is None:
+        settings = settings_of(number)
     epochs = {"COMPLETE": 5, "PRUNED": 2, "FAIL": 0}[state]
     runs: tuple[RunScore, ...] = ()
     if state != "FAIL":
         runs = runs_of(datasets, (0, 1), settings)
     objective = mean_of(runs)
+    scores_by_epoch: dict[int, float] = {}
+    for epoch in range(1, epochs + 1):
+        scores_by_epoch[epoch] = (objective or 0.0) - 8 * 0.5**epoch  # the gap halves with each epoch
     start = datetime(2026, 1, 1) + timedelta(minutes=7 * number)
     record = TrialRecord(
         number=number,
@@ -172,7 +206,7 @@ def trial(
         base=mean_of(runs, "base"),
         new=mean_of(runs, "new"),
         epoch=epochs,
-        scores_by_epoch={epoch: (objective or 0.0) - 8 * 0.5**epoch for epoch in range(1, epochs + 1)},
+        scores_by_epoch=scores_by_epoch,
         runs=runs,
         seconds=120.0 * epochs + number,
         started=start,
@@ -184,20 +218,21 @@ def trial(
 def confirmation(trials: Sequence[TrialRecord]) -> Confirmation:
     """Return the confirmation of the three best trials and the baseline, with the seeds 1000 and 1001."""
     seeds = (1000, 1001)
-    best = rank_completed(trials)
-    confirmed = [*best[:3], *(each for each in best[3:] if each.is_baseline)]
+    ranked = rank_completed(trials)
+    confirmed = ranked[:3]
+    confirmed += [each for each in ranked[3:] if each.is_baseline]
     candidates = []
     for each in confirmed:
         datasets = dict.fromkeys(score.dataset for score in each.runs)  # without repetitions, in order
         runs = (*each.runs, *runs_of(datasets, seeds, each.settings))
         candidates.append(Candidate(each.number, each.is_baseline, each.settings, runs))
-    best_candidate = max(candidates, key=lambda each: each.mean or 0.0)
-    return Confirmation(seeds, tuple(candidates), best_candidate.number)
+    best = max(candidates, key=lambda each: each.mean or 0.0)
+    return Confirmation(seeds, tuple(candidates), selected_number=best.number)
 
 
 def candidate(number: int) -> Candidate:
     """Return a candidate with the settings of a trial, without runs."""
-    return Candidate(number, number == 0, settings_of(number), ())
+    return Candidate(number, is_baseline=number == 0, settings=settings_of(number), runs=())
 
 
 def final_test(
@@ -208,14 +243,15 @@ def final_test(
     classes: Mapping[str, Sequence[str]] = CLASSES,
     **changes: Any,
 ) -> FinalTest:
-    """Return a final test.
+    """Return a final test of 10 epochs per run, with the verdict that follows from its scores.
 
     Args:
         selected: Selected settings. If they are the baseline, nothing is compared.
-        shifts: Gains of the selected settings in base and new accuracy (points), by dataset.
+        shifts: Mean gain of the selected settings in base accuracy, and in new accuracy, in points, by
+            dataset.
         seeds: Seeds of the final test.
         classes: Base and new class names.
-        changes: Fields of the final test to replace.
+        changes: Fields of the final test to replace. The verdict is computed before.
     """
     datasets: dict[str, DatasetTest] = {}
     for name, shift in shifts.items():
@@ -226,15 +262,18 @@ def final_test(
         selected_runs = []
         for seed in seeds:
             shifted = run(name, seed, DEFAULT, *shift)
-            # The differences of seed pairs must have a variance.
+            # Both runs of a seed pair have the same noise. Without this, all differences would be equal, and
+            # their interval would have width 0.
             shifted = replace(shifted, base=(shifted.base or 0) + 0.3 * (seed % 3))
             selected_runs.append(with_metrics(shifted, classes))
         datasets[name] = _compare(baseline_runs, tuple(selected_runs), published=None, alpha=0.05)
     difference = None
     if not selected.is_baseline:
-        difference = t_interval(list(mean_differences(datasets.values()).values()))
+        difference_by_seed = mean_differences(datasets.values())
+        difference = t_interval(list(difference_by_seed.values()))
     verdict = choose_verdict(selected, difference, selected_failed=False)
-    test = FinalTest(tuple(seeds), 10, selected, datasets, difference, verdict)
+    epochs = 10
+    test = FinalTest(tuple(seeds), epochs, selected, datasets, difference, verdict)
     return replace(test, **changes)
 
 
@@ -314,20 +353,23 @@ Score = Callable[[int, Config], float | str]
 
 
 def runner(score: Score) -> tuple[Callable[[Stage], dict[str, str]], list[str]]:
-    """Return a function that runs the jobs of a stage without training.
+    """Return a function that runs the jobs of a stage without training, and the names of jobs it has run.
 
     Args:
         score: Function that returns the objective of a job, or the reason of its failure.
 
     Returns:
-        A function that writes the results of a stage and returns the reasons of failures by job name, and the
-        list of the names of all jobs that it has run.
+        run_stage: Function that writes the results of a stage. It returns the reasons of failures, by job
+            name.
+        names: Names of all jobs that it has run. Each call of `run_stage` appends to this list.
     """
     names: list[str] = []
 
     def run_stage(stage: Stage) -> dict[str, str]:
         failures = {}
-        for job in filter(None, stage.jobs):
+        for job in stage.jobs:
+            if job is None:  # the next job follows from results that are still missing
+                continue
             names.append(job.name)
             found = score(job.trial_number, job.config)
             if isinstance(found, str):

@@ -16,10 +16,13 @@ PHONE = {"width": 390, "height": 844}
 PLOTS = """
 [...document.querySelectorAll('.plotly-graph-div')].map(div => {
   const boxes = [...div.querySelectorAll('svg.main-svg, canvas')].map(e => e.getBoundingClientRect())
+  const width = Math.max(0, ...boxes.map(box => box.width))
+  const height = Math.max(0, ...boxes.map(box => box.height))
   const marks = div.querySelectorAll('.trace, .hm, canvas.gl-canvas-focus').length
-  return [div.id, Math.max(0, ...boxes.map(b => b.width)), Math.max(0, ...boxes.map(b => b.height)), marks]
+  return [div.id, width, height, marks]
 })
 """
+"""For each plot of a page: its name, width and height in pixels, and the number of drawn traces and cells."""
 # A wide table may scroll in its own box. The page must not scroll sideways.
 OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
 
@@ -100,7 +103,7 @@ def test_everything_is_drawn(
 
 
 def test_what_goes_wrong_is_noticed(browser: Browser, tmp_path: Path) -> None:
-    """The checks above can fail: a page that does all they forbid."""
+    """The page does all that the above tests forbid, so that their checks must find it."""
     page = tmp_path / "page.html"
     page.write_text(
         "<body><p style='width: 3000px'>wide</p><script>console.error('one')</script>"

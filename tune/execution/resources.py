@@ -115,8 +115,13 @@ def plan_trials(
         >>> print(plan_trials([{"CPU": 2.0}], ResourcesConfig(), 24)[1])
         2 concurrent trials (all that fit), each with 1 CPU
     """
-    reason = f"a fifth of {num_trials}, so that the search learns from results"
-    return plan_resources(nodes, resources, max_concurrent_trials(num_trials), reason, memory)
+    if resources.max_concurrent:
+        limit = resources.max_concurrent
+        reason = "--max-concurrent"
+    else:
+        limit = max_concurrent_trials(num_trials)
+        reason = f"a fifth of {num_trials}, so that the search learns from results"
+    return plan_resources(nodes, resources, limit, reason, memory)
 
 
 def max_concurrent_trials(num_trials: int) -> int:
@@ -150,11 +155,13 @@ def plan_runs(
         >>> print(plan_runs([{"CPU": 64.0, "GPU": 16.0}], ResourcesConfig(), 30)[1])
         30 concurrent runs (all remaining runs), each with 2 CPUs and 0.5 GPU
     """
-    if resources.max_concurrent:
-        max_concurrent = min(resources.max_concurrent, num_runs)
-        resources = resources.model_copy(update={"max_concurrent": max_concurrent})
-    reason = "all remaining runs"
-    return plan_resources(nodes, resources, num_runs, reason, memory, noun="run", option_noun=option_noun)
+    if resources.max_concurrent and resources.max_concurrent < num_runs:
+        limit = resources.max_concurrent
+        reason = "--max-concurrent"
+    else:
+        limit = num_runs
+        reason = "all remaining runs"
+    return plan_resources(nodes, resources, limit, reason, memory, noun="run", option_noun=option_noun)
 
 
 def plan_resources(
@@ -172,7 +179,7 @@ def plan_resources(
     Args:
         nodes: Resources of each machine, e.g. [{"CPU": 32.0, "GPU": 4.0}].
         resources: Resources as set by the user.
-        max_concurrent: Maximum number of concurrent jobs, unless the user sets `resources.max_concurrent`.
+        max_concurrent: Maximum number of concurrent jobs.
         max_reason: Reason for `max_concurrent`, for the summary.
         memory: Estimated memory per job in bytes, 0 if unknown. One job per machine is always allowed,
             because the estimate may be too high. It is ignored if the user sets `resources.max_concurrent`.
@@ -188,8 +195,6 @@ def plan_resources(
     max_cpus = max((node.get("CPU", 0.0) for node in nodes), default=0.0)
     max_gpus = max((node.get("GPU", 0.0) for node in nodes), default=0.0)
     if resources.max_concurrent:
-        max_concurrent = resources.max_concurrent
-        max_reason = "--max-concurrent"
         memory = 0
 
     def capacity(cpus: float, gpus: float) -> int:
@@ -224,7 +229,7 @@ def plan_resources(
     if num_concurrent == max_concurrent:
         reason = max_reason
     elif resources.max_concurrent:
-        reason = f"all that fit, below --max-concurrent {max_concurrent}"
+        reason = f"all that fit, below --max-concurrent {resources.max_concurrent}"
     else:
         reason = "all that fit"
     jobs_text = format_count(num_concurrent, f"concurrent {noun}")

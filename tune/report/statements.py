@@ -100,7 +100,8 @@ def search_summary(records: Records) -> str:
     enqueued = [trial for trial in records.trials if trial.origin == "enqueued"]
     if not enqueued:
         return line
-    sources = [trial.source.rpartition(" of ")[2] for trial in enqueued]  # of "trial 3 of out/dtd": out/dtd
+    # Only the folder of each source: "trial 3 of out/dtd" becomes "out/dtd".
+    sources = [trial.source.rpartition(" of ")[2] for trial in enqueued]
     return f"{line} {count_enqueued(sources)}."
 
 
@@ -149,7 +150,10 @@ def _about_differences(test: FinalTest) -> Iterator[str]:
 
 
 def _mean_interval(test: FinalTest, metric: str) -> Interval | None:
-    """Return the interval of the mean difference in a metric over seed pairs, or None for the baseline."""
+    """Return the interval of the mean difference in a metric over seed pairs.
+
+    None if the baseline was selected, because then nothing is compared.
+    """
     if test.baseline_selected:
         return None
     differences = mean_differences(test.datasets.values(), metric)
@@ -280,15 +284,19 @@ def next_steps(records: Records) -> list[tuple[str, str]]:
         case "selected":
             return [_next_step_train(records, "selected")]
         case "baseline":
-            steps = [_next_step_train(records, "baseline")]
-        case _ if test is None or not test.seeds:
-            return [("To test the selected settings, rerun the same command with --final-seeds auto.", "")]
-        case _:
-            steps = [_next_step_train(records, "selected"), _next_step_train(records, "baseline")]
-            if test and test.recommends_baseline:
-                steps.reverse()  # the better settings first
+            return [_next_step_train(records, "baseline"), _next_step_search_longer(records)]
+    if test is None or not test.seeds:
+        return [("To test the selected settings, rerun the same command with --final-seeds auto.", "")]
+    # The test found no clear winner.
+    steps = [_next_step_train(records, "selected"), _next_step_train(records, "baseline")]
+    if test.recommends_baseline:
+        steps.reverse()  # the better settings first
+    return [*steps, _next_step_search_longer(records)]
+
+
+def _next_step_search_longer(records: Records) -> tuple[str, str]:
     example = f"such as --trials {2 * records.config.search.trials}"
-    return [*steps, (f"To search longer, rerun the same command with more trials, {example}.", "")]
+    return (f"To search longer, rerun the same command with more trials, {example}.", "")
 
 
 def _next_step_train(records: Records, name: SettingsName) -> tuple[str, str]:

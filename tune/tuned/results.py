@@ -248,10 +248,13 @@ def _cost_of(config: StudyConfig, plan: StudyPlan, records: Records) -> Cost:
     for candidate in records.confirmation.candidates:
         # Only runs with fresh seeds. A candidate may also contain the runs of its trial, counted above.
         runs = [run for run in candidate.runs if run.seed in records.confirmation.seeds and not run.error]
-        # `count_steps_per_epoch` sums over the seeds of the search, but each run of a candidate has one seed.
-        steps_per_epoch = count_steps_per_epoch(config, plan, candidate.settings) // len(config.search.seeds)
+        # The number of steps above is that of a trial, which trains with all seeds of the search. A run of a
+        # candidate trains with one seed.
+        trial_steps_per_epoch = count_steps_per_epoch(config, plan, candidate.settings)
+        run_steps_per_epoch = trial_steps_per_epoch // len(config.search.seeds)
         epochs = trial_epochs(config, candidate.settings, final_epochs=True)
         cost += Cost(
-            steps=len(runs) * steps_per_epoch * epochs, seconds=sum(run.seconds or 0.0 for run in runs)
+            steps=len(runs) * run_steps_per_epoch * epochs,
+            seconds=sum(run.seconds or 0.0 for run in runs),
         )
     return cost

@@ -76,7 +76,8 @@ def read_split_file(file: Path) -> dict[str, Items]:
         content = SplitFile.model_validate_json(read_text(file))
     except ValidationError as error:
         raise UserError(f"Invalid split file {file}: {problems_of(error)}") from None
-    return {split: tuple(Item(*entry) for entry in entries) for split, entries in content}
+    splits = {"train": content.train, "val": content.val, "test": content.test}
+    return {split: tuple(Item(*entry) for entry in entries) for split, entries in splits.items()}
 
 
 def _read_aircraft(folder: Path) -> dict[str, Items]:

@@ -28,7 +28,7 @@ RATES = Rates(lr=0.1, gate_lr=0.5)
 LABELS = torch.tensor([0, 1, 1, 2])
 """Labels of a batch of four images, which are indices of `CLASSES`."""
 IS_QUERY = torch.tensor([False, True, True, False])
-"""Which images of the batch are query images of the meta task. They have a class of their own."""
+"""Which images of the batch are query images of the meta task. No support image has their class, 1."""
 SMALL: dict[str, Any] = {
     "prompts.text_length": 2,
     "prompts.vision_length": 3,
@@ -73,7 +73,7 @@ def make(values: Mapping[str, Any], method: str = "prometar", dtype: torch.dtype
     """Build a method on the tiny backbone.
 
     Args:
-        values: Settings. The others are those of `SMALL` that the method has, and the method's defaults.
+        values: Settings. Other settings of the method have the value in `SMALL`, or else their default.
         method: Name of a recipe.
         dtype: Data type of the backbone.
     """
@@ -85,8 +85,9 @@ def make(values: Mapping[str, Any], method: str = "prometar", dtype: torch.dtype
     clip = backbone.clip
     texts = prompt_texts(CLASSES, composition.prompts, init=INIT, template=f"{INIT} {{}}.")
     model = build_model(clip, composition, tokenize(texts), frozen_features(clip.working_dtype))
-    # Start of text comes first.
-    init_ids = tokenize([INIT])[0, 1 : 1 + len(INIT.split())]
+    # Token 0 is the start of text. Each word of INIT is one token.
+    first_word = 1
+    init_ids = tokenize([INIT])[0, first_word : first_word + len(INIT.split())]
     generator = torch.Generator().manual_seed(0)
     prompts = composition.initialize(clip, init_ids, len(CLASSES), generator)
     gate = composition.modulator.initialize(composition.inputs(prompts), generator)
@@ -122,14 +123,16 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 
 @dataclass(frozen=True)
 class Iteration:
-    """One step: its states, its losses, and the tensors that it must not change with their copies."""
+    """One step: the states before and after it, and its losses."""
 
     method: Method
     before: State
     after: State
     losses: Losses
     fixed: list[Tensor]
+    """Tensors that the step must not change, after the step."""
     copies: list[Tensor]
+    """Copies of these tensors, made before the step."""
 
 
 @pytest.fixture(scope="module", params=CASES.values(), ids=CASES)
@@ -153,8 +156,8 @@ def test_a_step_moves_every_leaf(iteration: Iteration) -> None:
         assert not torch.equal(iteration.after.leaves[name], leaf), name
 
 
-def test_a_meta_phase_moves_the_tensors_of_the_gate_with_a_gradient(iteration: Iteration) -> None:
-    """Without a meta phase, nothing is required of the gate."""
+def test_a_meta_phase_moves_exactly_those_gate_tensors_that_receive_a_gradient(iteration: Iteration) -> None:
+    """A step without a meta phase is not checked."""
     if iteration.method.inner is None:
         return
     for name, tensor in iteration.before.gate.items():

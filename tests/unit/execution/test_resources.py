@@ -217,8 +217,9 @@ def test_the_limit_of_the_search_does_not_throttle_the_runs_of_later_stages() ->
 
 
 def test_few_runs_get_all_resources_even_if_more_may_be_concurrent() -> None:
-    resources, _ = plan_runs(SIXTEEN_GPUS, ResourcesConfig(max_concurrent=32), 4)
+    resources, summary = plan_runs(SIXTEEN_GPUS, ResourcesConfig(max_concurrent=32), 4)
     assert resources.num_concurrent == 4
+    assert "4 concurrent runs (all remaining runs)" in summary
     assert resources.cpus == 16.0
     assert resources.gpus == 1.0
 

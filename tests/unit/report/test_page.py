@@ -11,6 +11,7 @@ import pytest
 
 from tests.support.study_records import IMAGE, SCRIPT, rich, small
 from tune.records.folder import Records, read_records
+from tune.records.schema import RunScores
 from tune.report import page
 from tune.report.formatting import format_mean
 from tune.report.page import render, write_report
@@ -38,12 +39,16 @@ class Tags(HTMLParser):
         self.attributes += attrs
 
     def handle_data(self, data: str) -> None:
-        if self.tags[-1:] != ["script"]:
+        is_code = bool(self.tags) and self.tags[-1] == "script"
+        if not is_code:
             self.texts.append(data)
 
 
 def text(records: Records) -> str:
-    return " ".join(" ".join(Tags(render(records)).texts).split())
+    """Return the text of the page, without tags and scripts, with single spaces."""
+    page = Tags(render(records))
+    words = " ".join(page.texts).split()
+    return " ".join(words)
 
 
 def test_page_and_notebook_show_the_same_statements(tmp_path: Path) -> None:
@@ -105,7 +110,9 @@ def test_hostile_names_are_text(tmp_path: Path) -> None:
 
 def test_a_page_needs_no_network(tmp_path: Path) -> None:
     html = render(small(tmp_path))
-    assert not re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?(?:https?:)?//""", html)
+    address = r"""["']?(https?:)?//"""  # with or without quotes, with or without a scheme
+    loads = rf"(src|href|url)\s*[=(]\s*{address}"  # an attribute src or href, or url(...) of a style
+    assert not re.search(loads, html)
 
 
 @pytest.mark.parametrize("published", [None, 70.4])
@@ -126,17 +133,23 @@ def test_costs_add_up(tmp_path: Path) -> None:
 
 
 def test_the_confirmation_shows_only_the_seeds_that_count(tmp_path: Path) -> None:
+    """If reruns have more epochs than the trials, the runs of the trials do not count.
+
+    Then candidates have only runs with the fresh seeds.
+    """
     records = read_records(rich(tmp_path))
     assert "search fresh seeds all seeds" in text(records)
-    assert records.confirmation is not None
-    # Reruns with more epochs than the trials: only their seeds count.
-    candidates = tuple(
-        replace(each, runs=tuple(run for run in each.runs if run.seed in records.confirmation.seeds))
-        for each in records.confirmation.candidates
-    )
-    longer = replace(records, confirmation=replace(records.confirmation, candidates=candidates))
+    confirmation = records.confirmation
+    assert confirmation is not None
+    candidates = []
+    for candidate in confirmation.candidates:
+        reruns = tuple(run for run in candidate.runs if run.seed in confirmation.seeds)
+        candidates.append(replace(candidate, runs=reruns))
+    longer = replace(records, confirmation=replace(confirmation, candidates=tuple(candidates)))
     shown = text(longer)
-    assert "all seeds" not in shown.partition("Confirmation (score")[2].partition("Caveats")[0]
+    start = shown.index("Confirmation (score")
+    end = shown.index("Caveats", start)
+    assert "all seeds" not in shown[start:end]
     best = max(candidates, key=lambda each: each.mean or 0.0)
     assert f"search fresh seeds trial {best.number}" in shown
     assert f" {format_mean(best.mean_by_seed.values())} " in shown
@@ -157,12 +170,13 @@ def test_a_final_test_without_metrics_has_a_page(tmp_path: Path) -> None:
     """Version 0.2 recorded none."""
     records = small(tmp_path)
     assert records.final_test is not None
+
+    def without_metrics(runs: RunScores) -> RunScores:
+        return tuple(replace(run, metrics={}, joint_accuracies={}) for run in runs)
+
     found = records.final_test.datasets["dtd"]
-    bare = {
-        name: tuple(replace(run, metrics={}, joint_accuracies={}) for run in getattr(found, name))
-        for name in ("selected", "baseline")
-    }
-    test = replace(records.final_test, datasets={"dtd": replace(found, **bare)})
+    found = replace(found, selected=without_metrics(found.selected), baseline=without_metrics(found.baseline))
+    test = replace(records.final_test, datasets={"dtd": found})
     shown = text(replace(records, final_test=test))
     assert "Confusion matrix" not in shown
     assert "Accuracy by class" not in shown
