@@ -46,8 +46,8 @@ class Tags(HTMLParser):
 
 def text(records: Records) -> str:
     """Return the text of the page, without tags and scripts, with single spaces."""
-    page = Tags(render(records))
-    words = " ".join(page.texts).split()
+    tags = Tags(render(records))
+    words = " ".join(tags.texts).split()
     return " ".join(words)
 
 
