@@ -7,6 +7,7 @@ stream. The stream's CPUs are reserved, because Ray Data waits forever if traine
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from prometar.cli.console import format_count
 from prometar.errors import UserError
@@ -103,6 +104,13 @@ def uses_gpus(nodes: Sequence[NodeResources], resources: ResourcesConfig) -> boo
     return resources.gpus_per_trial != 0 and any(node.get("GPU") for node in nodes)
 
 
+class Limit(NamedTuple):
+    """Maximum number of concurrent jobs, and the reason for it."""
+
+    max_concurrent: int
+    reason: str
+
+
 def plan_trials(
     nodes: Sequence[NodeResources], resources: ResourcesConfig, num_trials: int, memory: float = 0
 ) -> tuple[JobResources, str]:
@@ -115,13 +123,16 @@ def plan_trials(
         >>> print(plan_trials([{"CPU": 2.0}], ResourcesConfig(), 24)[1])
         2 concurrent trials (all that fit), each with 1 CPU
     """
-    if resources.max_concurrent:
-        limit = resources.max_concurrent
-        reason = "--max-concurrent"
-    else:
-        limit = max_concurrent_trials(num_trials)
-        reason = f"a fifth of {num_trials}, so that the search learns from results"
-    return plan_resources(nodes, resources, limit, reason, memory)
+    return plan_resources(
+        nodes,
+        resources,
+        Limit(num_trials, "all trials"),
+        memory,
+        default_limit=Limit(
+            max_concurrent_trials(num_trials),
+            f"a fifth of {num_trials}, so that the search learns from results",
+        ),
+    )
 
 
 def max_concurrent_trials(num_trials: int) -> int:
@@ -155,34 +166,29 @@ def plan_runs(
         >>> print(plan_runs([{"CPU": 64.0, "GPU": 16.0}], ResourcesConfig(), 30)[1])
         30 concurrent runs (all remaining runs), each with 2 CPUs and 0.5 GPU
     """
-    if resources.max_concurrent and resources.max_concurrent < num_runs:
-        limit = resources.max_concurrent
-        reason = "--max-concurrent"
-    else:
-        limit = num_runs
-        reason = "all remaining runs"
-    return plan_resources(nodes, resources, limit, reason, memory, noun="run", option_noun=option_noun)
+    all_runs = Limit(num_runs, "all remaining runs")
+    return plan_resources(nodes, resources, all_runs, memory, noun="run", option_noun=option_noun)
 
 
 def plan_resources(
     nodes: Sequence[NodeResources],
     resources: ResourcesConfig,
-    max_concurrent: int,
-    max_reason: str,
+    all_jobs: Limit,
     memory: float = 0,
     *,
+    default_limit: Limit | None = None,
     noun: str = "trial",
     option_noun: str = "trial",
 ) -> tuple[JobResources, str]:
-    """Plan as many concurrent jobs as fit (up to `max_concurrent`), each as large as possible.
+    """Plan as many concurrent jobs as fit (up to the smallest limit), each as large as possible.
 
     Args:
         nodes: Resources of each machine, e.g. [{"CPU": 32.0, "GPU": 4.0}].
         resources: Resources as set by the user.
-        max_concurrent: Maximum number of concurrent jobs.
-        max_reason: Reason for `max_concurrent`, for the summary.
+        all_jobs: Number of jobs: if all of them run, nothing is left for more.
         memory: Estimated memory per job in bytes, 0 if unknown. One job per machine is always allowed,
             because the estimate may be too high. It is ignored if the user sets `resources.max_concurrent`.
+        default_limit: Limit that applies unless the user sets `resources.max_concurrent`.
         noun: Name of a job in messages.
         option_noun: Last word of the options for resources: `--cpus-per-<option_noun>`.
 
@@ -194,8 +200,13 @@ def plan_resources(
     """
     max_cpus = max((node.get("CPU", 0.0) for node in nodes), default=0.0)
     max_gpus = max((node.get("GPU", 0.0) for node in nodes), default=0.0)
+    limits = [all_jobs]
     if resources.max_concurrent:
+        limits.append(Limit(resources.max_concurrent, "--max-concurrent"))
         memory = 0
+    elif default_limit:
+        limits.append(default_limit)
+    max_concurrent, reason_for_limit = min(limits, key=lambda limit: limit.max_concurrent)
 
     def capacity(cpus: float, gpus: float) -> int:
         """Return the number of jobs of this size that fit on all machines."""
@@ -227,7 +238,7 @@ def plan_resources(
             cpus += 1
 
     if num_concurrent == max_concurrent:
-        reason = max_reason
+        reason = reason_for_limit
     elif resources.max_concurrent:
         reason = f"all that fit, below --max-concurrent {resources.max_concurrent}"
     else:

@@ -90,6 +90,12 @@ PLANS = {
             "16 concurrent trials (all that fit, below --max-concurrent 99), each with 2 CPUs and 0.25 GPU",
         ),
     ),
+    "fewer trials than --max-concurrent": (
+        FOUR_GPUS,
+        {"max_concurrent": 16},
+        4,
+        Planned(4, 8.0, 1.0, "4 concurrent trials (all trials), each with 8 CPUs and 1 GPU"),
+    ),
     "--gpus-per-trial 1": (
         FOUR_GPUS,
         {"gpus_per_trial": 1.0},
