@@ -145,7 +145,7 @@ def test_a_study_runs_on_two_nodes(shared: Path) -> None:
 
     # Both trials have ended. A node has 1 CPU, so they ran on different nodes.
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "2 concurrent trials (--max-concurrent), each with 1 CPU" in done.stdout
+    assert "2 concurrent trials (all trials), each with 1 CPU" in done.stdout
     assert "2 of 2 done" in done.stdout
     records = sorted((shared / "out/cells/trials").glob("*/record.json"))
     assert [json.loads(record.read_text())["state"] for record in records] == ["COMPLETE"] * 2
