@@ -38,6 +38,7 @@ DEMO := --study demo --dataset charts --trials 10 --top 1 --seed 1 \
 demo: $(STAMP)
 	@$(BIN)/python tune/search.py $(DEMO) --plan
 	@$(BIN)/python tune/search.py $(DEMO)
+	@echo "Before you run commands of prometar in this terminal: source $(BIN)/activate"
 
 check: install
 	$(BIN)/ruff format --check .

@@ -171,5 +171,11 @@ def convert_download_errors(target: str, fix: str) -> Iterator[None]:
         with suppress_logs():
             yield
     except Exception as error:  # download clients raise errors of several libraries
-        reason = first_line(error.__cause__ or error)
-        raise WorkError(f"Cannot download {target} ({reason}). {fix}") from None
+        raise WorkError(f"Cannot download {target} ({first_line(_root_cause(error))}). {fix}") from None
+
+
+def _root_cause(error: BaseException) -> BaseException:
+    """Return the exception at the start of a chain. Those that follow it often quote it, and are longer."""
+    while (earlier := error.__cause__ or error.__context__) is not None:
+        error = earlier
+    return error

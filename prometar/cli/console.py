@@ -37,7 +37,7 @@ def expand_home(path: str | None) -> str | None:
     return os.path.expanduser(path)
 
 
-def _expand_root(path: str | None) -> str | None:
+def expand_root(path: str | None) -> str | None:
     """Expand a leading ~. Return None for "", which an unset shell variable passes."""
     if path == "":
         return None
@@ -49,7 +49,7 @@ RootOption = Annotated[
     typer.Option(
         "--data-root",
         help="Folder that contains the datasets. Default for benchmarks: $PROMETAR_DATA, or data.",
-        callback=_expand_root,
+        callback=expand_root,
     ),
 ]
 

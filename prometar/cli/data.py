@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn
 from rich.table import Table
 
-from prometar.cli.console import TYPER_OPTIONS, RootOption, expand_home
+from prometar.cli.console import TYPER_OPTIONS, RootOption, expand_home, expand_root
 from prometar.data.datasets.benchmarks import BENCHMARKS
 from prometar.data.datasets.catalog import default_root, reject_unused_root, title_of
 from prometar.data.datasets.dataset import Dataset
@@ -29,7 +29,7 @@ NameArgument = Annotated[str, typer.Argument(help="Dataset name, as listed by `p
 def data_list(
     data_root: Annotated[
         str | None,
-        typer.Option(help="Data root. Without it, only the published sizes are shown.", callback=expand_home),
+        typer.Option(help="Data root. Without it, only the published sizes are shown.", callback=expand_root),
     ] = None,
 ) -> None:
     """List all known datasets. With --data-root, compare their sizes with the published ones."""

@@ -37,6 +37,8 @@ def print_comparison(differences: Sequence[Difference], notes: Sequence[str], co
         method = difference.method
         if not has_one_reference:
             method = f"{method} - {difference.reference}"
+        num_values = len(difference.values)
+        unit = difference.unit.removesuffix("s") if num_values == 1 else difference.unit
         interval = difference.interval
         interval_text = _DASH
         if interval is not None:
@@ -46,7 +48,7 @@ def print_comparison(differences: Sequence[Difference], notes: Sequence[str], co
             method,
             f"{mean(difference.values):+.2f}",
             interval_text,
-            f"{len(difference.values)} {difference.unit}",
+            f"{num_values} {unit}",
             _p_text(difference.p),
             _p_text(difference.p_holm),
         )

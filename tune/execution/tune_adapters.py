@@ -75,10 +75,8 @@ def _error_of(trial: Trial) -> BaseException:
 
     The file is read here, because `Trial.get_pickled_error` looks for it in Tune's storage, which lacks it.
     """
-    if not trial.pickled_error_file:
-        return RayActorError(error_msg="The worker died.")
-    path = Path(trial.pickled_error_file)
-    if not path.exists():
+    path = Path(trial.pickled_error_file) if trial.pickled_error_file else None
+    if path is None or not path.exists():
         return RayActorError(error_msg="The worker died.")
     error = cloudpickle.loads(path.read_bytes())
     cause = getattr(error, "cause", None)  # where Ray stores exceptions of a worker's own code

@@ -447,7 +447,7 @@ def count_steps_per_epoch(config: StudyConfig, plan: StudyPlan, settings: Settin
 
 
 def estimate(config: StudyConfig, plan: StudyPlan) -> str:
-    """Load the weights, time a few steps, and describe the resources per trial and the training time.
+    """Load the weights, time a few steps, and describe the resources per trial and the time for all steps.
 
     The estimate assumes that concurrent trials do not slow each other down.
 
@@ -465,7 +465,11 @@ def estimate(config: StudyConfig, plan: StudyPlan) -> str:
     seconds = seconds_per_step(config)
     steps_per_trainer = plan.stages[TOTAL].steps / resources.num_concurrent
     max_duration = format_duration(steps_per_trainer * seconds)
-    return f"{summary}\nTraining on this machine: {seconds:.2g} s per step, at most {max_duration} in total"
+    return (
+        f"{summary}\n"
+        f"On this machine, a training step takes {seconds:.2g} s, and all steps take at most {max_duration}. "
+        "Starting the workers and scoring images take more time."
+    )
 
 
 def seconds_per_step(config: StudyConfig) -> float:

@@ -91,8 +91,11 @@ def test_weights_that_cannot_be_fetched_say_what_to_do(
         if pretrained is None:
             return create(name, **kwargs)
         try:
-            raise OSError("no network\nmore lines")
-        except OSError as error:
+            try:
+                raise OSError("no network\nmore lines")
+            except OSError as error:
+                raise FileNotFoundError("the file is not in the cache") from error
+        except FileNotFoundError as error:
             logging.getLogger("huggingface_hub").warning("Retrying in 1s")
             logging.error("Failed to download")
             raise RuntimeError(f"Failed to download: {error}") from error

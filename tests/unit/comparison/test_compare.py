@@ -217,6 +217,12 @@ def test_runs_with_other_data_or_weights_of_the_same_name_are_refused(
     assert expected in error_of(run_compare, tmp_path)
 
 
+def test_a_single_pair_of_runs_is_one_seed(run_compare: RunCompare, tmp_path: Path) -> None:
+    for method in ("coop", "prometar"):
+        write(tmp_path / method, config_of(method), base=60.0, new=50.0)
+    assert " 1 seed " in run_compare(tmp_path).out
+
+
 def test_folders_of_images_are_different_datasets(run_compare: RunCompare, tmp_path: Path) -> None:
     for root in ("/a", "/b"):
         for method in ("coop", "vpt"):

@@ -253,8 +253,11 @@ def test_list_shows_which_datasets_are_missing_or_rendered(
     assert "folder: " not in text, "the folders in a data root with benchmarks are not classes"
 
 
-def test_list_without_a_data_root_shows_the_published_sizes(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["data", "list"]) == 0
+@pytest.mark.parametrize("options", [[], ["--data-root", ""]], ids=["no option", "empty"])
+def test_list_without_a_data_root_shows_the_published_sizes(
+    options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["data", "list", *options]) == 0
     num_train_images_of_imagenet = "1281167"
     assert num_train_images_of_imagenet in capsys.readouterr().out
 
