@@ -34,9 +34,7 @@ DEMO := --study demo --dataset charts --trials 10 --top 1 --seed 1 \
   --set data.shots=8 --set search.val_per_class=40 --set confirm.seeds=1 \
   --final-seeds "101 102 103 104 105 106 107 108"
 
-# The plan is shown first.
 demo: $(STAMP)
-	@$(BIN)/python tune/search.py $(DEMO) --plan
 	@$(BIN)/python tune/search.py $(DEMO)
 	@echo "Before you run commands of prometar in this terminal: source $(BIN)/activate"
 
