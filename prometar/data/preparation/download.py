@@ -46,6 +46,9 @@ MAX_TRANSFERS = 50  # per file, if the server closes the connection again and ag
 _PARTIAL_CONTENT = 206
 _NO_SUCH_RANGE = 416
 
+# Header "bytes FIRST-LAST/SIZE". The server may send * instead of FIRST-LAST or of SIZE.
+_CONTENT_RANGE = re.compile(r"bytes (?:(?P<first>\d+)-\d+|\*)/(?:(?P<size>\d+)|\*)")
+
 # Subfolders of a download folder.
 _TRANSFERS = "transfers"
 _TEMPORARY = "temporary"
@@ -67,16 +70,17 @@ def download(
     progress: ProgressCallback = lambda done, total: None,
     notify: NoticeCallback = lambda notice: None,
 ) -> tuple[list[Path], str]:
-    """Download a benchmark's images and lists to its folder below `to`. Verify the digests that are known.
+    """Download a benchmark's images and lists to its folder below `to`, and verify known digests.
 
-    Existing files are not changed. New files and folders appear only when they are complete. Archives whose
-    transfer was interrupted stay in the folder `.download-NAME` below `to`, and a later call continues them.
+    Existing files are not changed. New files and folders appear only when they are complete. If the transfer
+    of an archive is interrupted, its first part stays in the folder `.download-NAME` below `to`. A later call
+    continues the transfer.
 
     Args:
         name: Benchmark with public images.
         to: Data root.
         progress: Receives (finished bytes, total bytes) of the current file.
-        notify: Receives the reason if another source is used.
+        notify: Receives the error of a failed source before another source is tried.
 
     Returns:
         The added folders and files, and the reason why the dataset cannot be opened yet ("" if it can).
@@ -128,7 +132,7 @@ class _Download:
         self._transfers = download_folder / _TRANSFERS
         self._progress = progress
         self._notify = notify
-        self._num_folders = 0
+        self._num_unpacked = 0
 
     def run(self) -> list[Path]:
         """Add what is missing. Return the added folders and files.
@@ -159,7 +163,7 @@ class _Download:
         return [self._install_archives, self._install_copy]
 
     def _try_in_turn(self, sources: Sequence[Callable[[], list[Path]]]) -> list[Path]:
-        """Return the result of the first source that does not fail.
+        """Call the sources in turn until one succeeds. Return its result.
 
         Raises:
             SourceError: all sources failed.
@@ -185,18 +189,20 @@ class _Download:
 
     def _install_archive(self, archive: Archive, url: str) -> list[Path]:
         """Install an official archive from `url`. Return its main folder."""
-        parent = self._fetch_and_unpack(url, archive.digest, archive.inner) / archive.parent
-        if not (parent / archive.main_folder).is_dir():
+        unpacked = self._fetch_and_unpack(url, archive.digest, archive.inner)
+        parent = unpacked / archive.parent
+        packed_main_folder = parent / archive.main_folder
+        if not packed_main_folder.is_dir():
             missing = Path(archive.parent, archive.main_folder)
             raise SourceError(f"{url} no longer contains the folder {missing}.")
         main_folder = parent / archive.target
-        (parent / archive.main_folder).rename(main_folder)
+        packed_main_folder.rename(main_folder)
         other_entries = [entry for entry in parent.iterdir() if entry != main_folder]
         self._move_new([*other_entries, main_folder])
         return [self._folder / archive.target]
 
     def _install_copy(self) -> list[Path]:
-        """Install folders and lists from the copy of the whole benchmark. Other files in it are not used."""
+        """Install the folders and lists of the copy of the whole benchmark, without its other files."""
         url = f"{COPIES_URL}/{self._copy.file}"
         unpacked = self._fetch_and_unpack(url, self._copy.digest)
         parent = self._find_parent(unpacked, self._copy.folders[0], url)
@@ -260,35 +266,44 @@ class _Download:
 
     def _fetch_and_unpack(self, url: str, digest: str, inner: str = "") -> Path:
         """Download and unpack an archive, or the archive `inner` in it. Return the folder of its content."""
-        # The transfer's folder is named by the address, so that a later call finds what has arrived.
+        file = self._fetch(url, digest)
+        self._num_unpacked += 1
+        folder = self._temp / str(self._num_unpacked)
+        folder.mkdir()
+        unpacked = folder / "unpacked"
+        try:
+            unpack(file, unpacked)
+        except SourceError:
+            # The archive is corrupt. After other errors, such as a full disk, it is kept for a later call.
+            shutil.rmtree(file.parent)
+            raise
+        shutil.rmtree(file.parent)
+        if not inner:
+            return unpacked
+
+        inner_file = unpacked / inner
+        if not inner_file.is_file():
+            raise SourceError(f"{url} no longer contains the file {inner}.")
+        inner_unpacked = folder / "inner"
+        unpack(inner_file, inner_unpacked)
+        return inner_unpacked
+
+    def _fetch(self, url: str, digest: str) -> Path:
+        """Download an archive to a folder of its own. Return the path of the archive.
+
+        The folder is named by the address, so that a later call finds an interrupted transfer.
+        """
         url_digest = hashlib.sha256(url.encode()).hexdigest()
+        folder = self._transfers / url_digest[:16]
+        folder.mkdir(exist_ok=True)
         _, _, file_name = url.rpartition("/")
-        transfer = self._transfers / url_digest[:16]
-        transfer.mkdir(exist_ok=True)
-        file = transfer / file_name
+        file = folder / file_name
         try:
             download_file(url, file, digest=digest, progress=self._progress)
         finally:
             if not file.exists():
-                shutil.rmtree(transfer)
-
-        self._num_folders += 1
-        folder = self._temp / str(self._num_folders)
-        unpacked = folder / "unpacked"
-        folder.mkdir()
-        try:
-            unpack(file, unpacked)
-        except SourceError:  # other errors, such as a full disk, say nothing against the archive: keep it
-            shutil.rmtree(transfer)
-            raise
-        shutil.rmtree(transfer)
-        if not inner:
-            return unpacked
-
-        if not (unpacked / inner).is_file():
-            raise SourceError(f"{url} no longer contains the file {inner}.")
-        unpack(unpacked / inner, folder / "inner")
-        return folder / "inner"
+                shutil.rmtree(folder)
+        return file
 
     def _move_new(self, entries: Sequence[Path]) -> list[Path]:
         """Move entries to the benchmark's folder, unless they exist there. Return the new paths.
@@ -310,8 +325,9 @@ def _download_folder(root: Path, name: str) -> Iterator[Path]:
     """Create and yield the download folder of a benchmark.
 
     The download folder lies in the data root, so that files can be moved from it without being copied. It
-    contains a folder of transfers, which later commands continue, and a folder of temporary files. At the
-    end, the download folder is deleted, unless a transfer was interrupted.
+    contains a folder of transfers, which later commands continue, and a folder of temporary files. The
+    temporary files are deleted at the end. The download folder is also deleted, unless a transfer was
+    interrupted.
 
     Raises:
         WorkError: a file cannot be written in the `with` block, or another process uses the download folder.
@@ -356,15 +372,15 @@ def download_file(
         WorkError: the disk has no space for the file and its unpacked content.
         OSError: the file cannot be written.
     """
-    reason = ""
+    interruption = ""
     for _ in range(MAX_TRANSFERS):
         size_before = _size(file)
-        reason = _transfer(url, file, progress)
+        interruption = _transfer(url, file, progress)
         has_grown = _size(file) > size_before
-        if not reason or not has_grown:
+        if not interruption or not has_grown:
             break
-    if reason:
-        raise SourceError(f"Cannot download {url}: {reason}.")
+    if interruption:
+        raise SourceError(f"Cannot download {url}: {interruption}.")
     try:
         _verify_digest(file, digest, url)
     except SourceError:
@@ -377,8 +393,9 @@ class _ServedFile:
     """What a server said about a file when its transfer began.
 
     Attributes:
-        validator: Version of the file for the header If-Range: a strong ETag, or else the date of the last
-            modification, or "" if the server sent neither.
+        url: Address of the file.
+        validator: Version of the file for the header If-Range. It is a strong ETag, or else the date of the
+            last modification, or "" if the server sent neither.
         size: Size in bytes, or None if it is unknown.
     """
 
@@ -438,16 +455,10 @@ def _verify_digest(file: Path, expected: str, source: str) -> None:
 
 
 def _transfer(url: str, file: Path, progress: ProgressCallback) -> str:
-    """Download what `file` lacks. Return the reason if the transfer was interrupted, or else ""."""
+    """Download the bytes that `file` lacks. Return why the transfer was interrupted, or "" if it was not."""
     interrupted = _interrupted_transfer(url, file)
-    start = 0
-    headers = {"User-Agent": "prometar"}
-    if interrupted is not None:
-        start = _size(file)
-        headers["Range"] = f"bytes={start}-"
-        if interrupted.validator:  # if the file has changed, the server then sends the whole file
-            headers["If-Range"] = interrupted.validator
-    request = urllib.request.Request(url, headers=headers)
+    start = 0 if interrupted is None else _size(file)
+    request = _request(url, interrupted, start)
     try:
         response = urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS)
     except HTTPError as error:
@@ -455,7 +466,8 @@ def _transfer(url: str, file: Path, progress: ProgressCallback) -> str:
             if interrupted is None or error.code != _NO_SUCH_RANGE:
                 return first_line(error)
             _, served_size = _content_range(error.headers)
-        if (served_size or interrupted.size) == start:  # the earlier call had received the whole file
+        complete_size = served_size or interrupted.size
+        if start == complete_size:  # an earlier call has received the whole file
             return ""
         return _restart(url, file, progress)
     except (OSError, HTTPException) as error:
@@ -467,26 +479,46 @@ def _transfer(url: str, file: Path, progress: ProgressCallback) -> str:
             record = _ServedFile.of_response(url, response.headers, response.length)
             _record_path(file).write_text(json.dumps(asdict(record)), "utf-8")
             return _receive(response, file, 0, progress)
-
-        first_byte, served_size = _content_range(response.headers)
-        has_known_sizes = served_size is not None and interrupted.size is not None
-        has_changed = has_known_sizes and served_size != interrupted.size
-        if first_byte == start and not has_changed:
+        if _continues(response.headers, interrupted, start):
             return _receive(response, file, start, progress)
     return _restart(url, file, progress)
 
 
+def _request(url: str, interrupted: _ServedFile | None, start: int) -> urllib.request.Request:
+    """Return the request for a file, from byte `start` on if its transfer was interrupted."""
+    headers = {"User-Agent": "prometar"}
+    if interrupted is not None:
+        headers["Range"] = f"bytes={start}-"
+        if interrupted.validator:  # if the file has changed, the server then sends the whole file
+            headers["If-Range"] = interrupted.validator
+    return urllib.request.Request(url, headers=headers)
+
+
+def _continues(headers: Message, interrupted: _ServedFile, start: int) -> bool:
+    """Return True if a partial response starts at byte `start` of the file as it was at the interruption.
+
+    If a size is unknown, the file counts as unchanged.
+    """
+    first_byte, served_size = _content_range(headers)
+    if first_byte != start:
+        return False
+    if served_size is None or interrupted.size is None:
+        return True
+    return served_size == interrupted.size
+
+
 def _restart(url: str, file: Path, progress: ProgressCallback) -> str:
-    """Transfer the whole file again. Return the reason if the transfer was interrupted, or else ""."""
+    """Transfer the whole file again. Return why the transfer was interrupted, or "" if it was not."""
     _discard(file)
     return _transfer(url, file, progress)
 
 
 def _receive(response: HTTPResponse, file: Path, start: int, progress: ProgressCallback) -> str:
-    """Append a response to the `start` bytes of `file`. Return the reason if it ends early, or else ""."""
-    num_missing = response.length or 0
+    """Append a response to the `start` bytes of `file`. Return why it ended early, or "" if it did not."""
+    num_missing = response.length or 0  # 0 if the server does not send the length
     total = start + num_missing
-    _require_disk_space(file.parent, num_missing + total)  # the unpacked content has about the file's size
+    unpacked_bytes = total  # the unpacked content has about the size of the archive
+    _require_disk_space(file.parent, num_missing + unpacked_bytes)
     with file.open("ab") as stream:
         while True:
             try:
@@ -503,7 +535,7 @@ def _receive(response: HTTPResponse, file: Path, start: int, progress: ProgressC
 
 
 def _content_range(headers: Message) -> tuple[int | None, int | None]:
-    """Return two numbers of the header Content-Range: the position of the first byte, and the file's size.
+    """Return the position of the first byte and the size of the file, as the header Content-Range says.
 
     A number that the header does not contain is None.
 
@@ -513,11 +545,11 @@ def _content_range(headers: Message) -> tuple[int | None, int | None]:
         >>> _content_range(headers)
         (5, 9)
     """
-    match = re.fullmatch(r"bytes (?:(\d+)-\d+|\*)/(?:(\d+)|\*)", headers.get("Content-Range", ""))
+    match = _CONTENT_RANGE.fullmatch(headers.get("Content-Range", ""))
     if match is None:
         return None, None
-    first = None if match[1] is None else int(match[1])
-    size = None if match[2] is None else int(match[2])
+    first = None if match["first"] is None else int(match["first"])
+    size = None if match["size"] is None else int(match["size"])
     return first, size
 
 
@@ -541,17 +573,26 @@ def unpack(archive: Path, target: Path) -> None:
     try:
         if zipfile.is_zipfile(archive):
             shutil.unpack_archive(archive, target, "zip")  # skips members outside `target`
-            return
-        with tarfile.open(archive) as tar:
-            tar.extraction_filter = getattr(tarfile, "data_filter", None)  # missing before Python 3.11.4
-            for member in tar:
-                path = PurePosixPath(member.name)
-                is_inside = not path.is_absolute() and ".." not in path.parts
-                is_file_or_folder = member.isfile() or member.isdir()
-                if not is_inside or not is_file_or_folder:
-                    raise ValueError(f"'{member.name[:80]}' is not a file or folder inside the target")
-                tar.extract(member, target, set_attrs=False)
+        else:
+            _unpack_tar(archive, target)
     except Exception as error:  # corrupt and hostile archives raise many kinds of errors
         if isinstance(error, OSError) and error.errno is not None:  # a fault of the disk, not of the archive
             raise
         raise SourceError(f"Cannot unpack {archive.name}: {first_line(error)}.") from None
+
+
+def _unpack_tar(archive: Path, target: Path) -> None:
+    """Unpack a tar file, which may be compressed, into the folder `target`.
+
+    Raises:
+        ValueError: the file contains a link, a device or a path outside `target`.
+    """
+    with tarfile.open(archive) as tar:
+        tar.extraction_filter = getattr(tarfile, "data_filter", None)  # missing before Python 3.11.4
+        for member in tar:
+            path = PurePosixPath(member.name)
+            is_inside = not path.is_absolute() and ".." not in path.parts
+            is_file_or_folder = member.isfile() or member.isdir()
+            if not is_inside or not is_file_or_folder:
+                raise ValueError(f"'{member.name[:80]}' is not a file or folder inside the target")
+            tar.extract(member, target, set_attrs=False)
