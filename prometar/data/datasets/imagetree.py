@@ -1,4 +1,7 @@
-"""Datasets with one folder per class. If there is no folder train/ or test/, they are split automatically."""
+"""Datasets of image folders, one per class.
+
+Without the split folders train/ and test/, images are split automatically.
+"""
 
 import hashlib
 import os
@@ -27,7 +30,7 @@ OWN_IMAGES_TITLE = "your own images"
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 """Suffixes of the formats in `transforms.FORMATS`."""
 HEIC_SUFFIXES = (".heic", ".heif")
-"""Suffixes of photos of phones, which Pillow cannot decode."""
+"""Suffixes of photos in HEIC format, which many phones take and Pillow cannot decode."""
 
 VAL_PERCENT = 20
 TEST_PERCENT = 30
@@ -48,7 +51,7 @@ SPLIT_OF_OTHER_NAME = {
     "testing": "test",
     "test": "test",
 }
-"""Split by the names of its folder in other layouts, in lower case."""
+"""Name of a split, by the name of its folder in other layouts (in lower case)."""
 
 BASE_CLASSES_FILE = "base_classes.txt"
 MIN_BASE_OR_NEW = 2  # because accuracy on a single class is always 100%
@@ -66,27 +69,17 @@ def read_tree(folder: Path) -> Dataset:
     the classes are base classes.
 
     Raises:
-        UserError: there are fewer than two classes, two folders for one class, a class without images or with
-            subfolders, too few images to split, unexpected folders, or splits with different classes.
+        UserError: there are fewer than two classes, two folders for one class, or unexpected folders. A class
+            has no images, too few images to split, or subfolders. Splits have different classes.
             base_classes.txt is invalid.
     """
     folders = class_folders(folder)
     _reject_other_layouts(folder, folders)
-    splits = [split for split in SPLITS if split in folders and _has_subfolders(folder / split)]
-    if splits and (set(splits) != set(folders) or set(splits) not in ALLOWED_SPLITS):
-        raise UserError(
-            f"{folder} has the folders {', '.join(folders)}. Expected train and test (val is optional), "
-            "only test, or only class folders. Each split needs class folders."
-        )
+    splits = _find_splits(folder, folders)
     names = folders
     if splits:
         names = class_folders(*[folder / split for split in splits])
-    if len(names) < 2:
-        raise UserError(f"{folder} has only one class folder ({names[0]}). Add at least one more.")
-    duplicates = find_duplicate_names(names)
-    if duplicates is not None:
-        first, second = duplicates
-        raise UserError(f"{folder}: the folders '{first}' and '{second}' name the same class. Rename one.")
+    _require_different_classes(folder, names)
 
     note = _skipped_note(folder, splits)
     items: dict[str, Items] = {}
@@ -111,6 +104,45 @@ def read_tree(folder: Path) -> Dataset:
     )
 
 
+def _find_splits(folder: Path, folders: Sequence[str]) -> list[str]:
+    """Return the names of the split folders in `folder`, or [] if `folder` contains the class folders.
+
+    Args:
+        folders: Names of all folders in `folder`.
+
+    Raises:
+        UserError: there are other folders beside the split folders, or a required split is missing.
+    """
+    splits = [split for split in SPLITS if split in folders and _has_subfolders(folder / split)]
+    if not splits:
+        return []
+    has_other_folders = set(splits) != set(folders)
+    if has_other_folders or set(splits) not in ALLOWED_SPLITS:
+        raise UserError(
+            f"{folder} has the folders {', '.join(folders)}. Expected train and test (val is optional), "
+            "only test, or only class folders. Each split needs class folders."
+        )
+    return splits
+
+
+def _require_different_classes(folder: Path, names: Sequence[str]) -> None:
+    """Require at least two classes, whose names CLIP can tell apart.
+
+    Args:
+        folder: Image folder, for messages.
+        names: Names of the class folders, at least one.
+
+    Raises:
+        UserError: there is only one class, or two names are the same to CLIP.
+    """
+    if len(names) < 2:
+        raise UserError(f"{folder} has only one class folder ({names[0]}). Add at least one more.")
+    duplicates = find_duplicate_names(names)
+    if duplicates is not None:
+        first, second = duplicates
+        raise UserError(f"{folder}: the folders '{first}' and '{second}' name the same class. Rename one.")
+
+
 def _read_base_classes(file: Path, names: Sequence[str]) -> tuple[str, ...]:
     """Return the classes listed in base_classes.txt, or () if there is no such file.
 
@@ -122,16 +154,18 @@ def _read_base_classes(file: Path, names: Sequence[str]) -> tuple[str, ...]:
     """
     if file_size(file) is None:
         return ()
-    name_by_text = {normalize_name(name): name for name in names}
+    name_by_normalized = {normalize_name(name): name for name in names}
     base: list[str] = []
     for number, line in enumerate(read_text(file).splitlines(), 1):
-        name = name_by_text.get(normalize_name(line))
-        if line.strip() and name is None:
-            raise UserError(f"{file}, line {number}: {line.strip()!a:.80} is not a class folder.")
+        text = line.strip()
+        if not text:
+            continue
+        name = name_by_normalized.get(normalize_name(text))
+        if name is None:
+            raise UserError(f"{file}, line {number}: {text!a:.80} is not a class folder.")
         if name in base:
             raise UserError(f"{file}, line {number}: {name} is listed twice. Delete one of the lines.")
-        if name is not None:
-            base.append(name)
+        base.append(name)
     num_new = len(names) - len(base)
     if len(base) < MIN_BASE_OR_NEW or num_new < MIN_BASE_OR_NEW:
         raise UserError(
@@ -142,19 +176,22 @@ def _read_base_classes(file: Path, names: Sequence[str]) -> tuple[str, ...]:
 
 
 def _reject_other_layouts(folder: Path, folders: Sequence[str]) -> None:
-    """Raise a UserError if splits have other names, or if all class folders lie in one folder.
+    """Raise a UserError if splits have other names, or if all folders lie in another folder.
 
     Args:
         folders: Names of the folders in `folder`.
     """
-    nested = [name for name in folders if _has_subfolders(folder / name)]
-    for name in nested:
+    with_subfolders = [name for name in folders if _has_subfolders(folder / name)]
+    for name in with_subfolders:
         split = SPLIT_OF_OTHER_NAME.get(name.lower(), name)
         if split not in folders:
             raise UserError(f"{folder} has the folder {name}. Rename it to {split}.")
-    if len(folders) == 1 and nested and nested[0] not in SPLITS:
-        inner = folder / nested[0]
-        raise UserError(f"{folder} contains only the folder {inner}. Pass --data-root {inner}.")
+
+    is_only_folder = len(folders) == 1
+    for name in with_subfolders:
+        if is_only_folder and name not in SPLITS:
+            inner = folder / name
+            raise UserError(f"{folder} contains only the folder {inner}. Pass --data-root {inner}.")
 
 
 def _has_subfolders(folder: Path) -> bool:
@@ -186,8 +223,8 @@ def split_paths(paths: Sequence[str]) -> dict[str, list[str]]:
     """Split the images of one class into train, val and test. Return the sorted paths of each split.
 
     Images are ranked by the hash of their paths. Of n images, the first floor(0.3 n) are `test` and the next
-    floor(0.2 n) are `val`, at least one image each. The rest are `train`. The order of `paths` has no effect,
-    and a new image moves few others to another split.
+    floor(0.2 n) are `val`, at least one image each. The rest are `train`. The order of `paths` has no effect.
+    If an image is added, few other images change their split.
 
     Args:
         paths: Paths of at least `MIN_TO_SPLIT` images.
@@ -208,7 +245,7 @@ def split_paths(paths: Sequence[str]) -> dict[str, list[str]]:
 
 
 def _skipped_note(folder: Path, splits: Sequence[str]) -> str:
-    """Return a note on files that are skipped because of their suffix or place, or "" if there are none.
+    """Return a note on files that are skipped because of their suffix or folder, or "" if there are none.
 
     Args:
         splits: Names of the split folders in `folder`. Empty if `folder` contains the class folders.
@@ -222,7 +259,7 @@ def _skipped_note(folder: Path, splits: Sequence[str]) -> str:
     other_files: list[str] = []
     misplaced_images: list[str] = []
     for file in sorted(files):
-        is_hidden = "/." in f"/{file}"  # the file, or a folder above it
+        is_hidden = "/." in f"/{file}"  # the name of the file or of a folder above it starts with a dot
         if is_hidden or file in (BASE_CLASSES_FILE, EXCLUDED_FILE):
             continue
         if file.lower().endswith(HEIC_SUFFIXES):

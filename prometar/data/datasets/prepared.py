@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,7 +22,7 @@ _COLUMNS = {**_ITEM_COLUMNS, "image": pa.binary()}
 SCHEMA = pa.schema([pa.field(name, kind, nullable=False) for name, kind in _COLUMNS.items()])
 """Columns of a shard."""
 _REBUILD = "Delete this copy and rerun `prometar data prepare`."
-_READ_THREADS = 8  # object stores have a high latency, but serve many requests in parallel
+_NUM_THREADS = 8  # object stores have a high latency, but serve many requests in parallel
 
 ShardEntry = dict[Literal["file"], Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]]
 """Manifest entry of a shard: {"file": name}. The name contains a hash of the file's content."""
@@ -54,8 +54,10 @@ def find_manifest(uri: str) -> Manifest | None:
         InfrastructureError: the store does not respond, or the manifest cannot be read.
     """
     content = read_file(uri, MANIFEST)
+    if content is None:
+        return None
     try:
-        return None if content is None else Manifest.model_validate_json(content)
+        return Manifest.model_validate_json(content)
     except ValidationError as error:
         file = masked(join(uri, MANIFEST))
         raise UserError(f"Cannot read {file} ({problems_of(error)}). Rename or restore it.") from None
@@ -70,9 +72,9 @@ def open_prepared(uri: str, manifest: Manifest, *, name: str, title: str, templa
     """
     if manifest.name != name:
         raise UserError(f"{masked(uri)} is a prepared copy of '{manifest.name}', not of '{name}'.")
-    source = ParquetSource(uri, tuple(shard["file"] for shard in manifest.shards))
+    shards = tuple(shard["file"] for shard in manifest.shards)
     splits: dict[str, list[Item]] = {split: [] for split in SPLITS}
-    for shard in source.shards:
+    for shard in shards:
         table, _ = _read_columns(uri, shard, list(_ITEM_COLUMNS))
         columns = table.to_pydict()
         items = map(Item, columns["path"], columns["label"], columns["classname"])
@@ -87,7 +89,7 @@ def open_prepared(uri: str, manifest: Manifest, *, name: str, title: str, templa
         train=tuple(splits["train"]),
         val=tuple(splits["val"]),
         test=tuple(splits["test"]),
-        source=source,
+        source=ParquetSource(uri, shards),
         template=template,
         items_origin=f"prepared copy {masked(uri)}",
         note=manifest.note,
@@ -97,7 +99,9 @@ def open_prepared(uri: str, manifest: Manifest, *, name: str, title: str, templa
 
 @dataclass(frozen=True)
 class ParquetSource:
-    """Images in the shards of a prepared copy. Reading an image reads its whole row group.
+    """Images in the shards of a prepared copy.
+
+    A shard is a Parquet file whose rows form row groups. Reading an image reads its whole row group.
 
     Args:
         uri: Folder of the copy: a local path or a URI that pyarrow supports (s3://, gs://, ...).
@@ -114,46 +118,62 @@ class ParquetSource:
             UserError: an image is in no shard.
             InfrastructureError: a shard cannot be read.
         """
-        index = _path_index(self.uri, self.shards)
-        # For each row group, the wanted rows, and the position of each in `paths`.
-        wanted: dict[tuple[int, int], list[tuple[int, int]]] = {}
+        place_by_path = _path_index(self.uri, self.shards)
+        places: list[_Place] = []
+        positions_by_group: dict[tuple[str, int], list[int]] = {}
         for position, path in enumerate(paths):
-            if path not in index:
+            if path not in place_by_path:
                 raise UserError(f"{masked(self.uri)} does not contain the image '{path}'. {_REBUILD}")
-            shard_index, group, row = index[path]
-            wanted.setdefault((shard_index, group), []).append((row, position))
+            place = place_by_path[path]
+            places.append(place)
+            positions_by_group.setdefault((place.shard, place.group), []).append(position)
         images: list[bytes] = [b""] * len(paths)
 
-        def fetch(shard_and_group: tuple[int, int]) -> None:
-            """Read one row group, and put its wanted images into `images`."""
-            shard_index, group = shard_and_group
-            with _open_shard(self.uri, self.shards[shard_index]) as file:
+        def read_group(shard_and_group: tuple[str, int]) -> None:
+            """Read one row group, and put its images into `images`."""
+            shard, group = shard_and_group
+            with _open_shard(self.uri, shard) as file:
                 column = file.read_row_group(group, columns=["image"]).column("image")
-                for row, position in wanted[shard_and_group]:
+                for position in positions_by_group[shard_and_group]:
+                    row = places[position].row
                     images[position] = column[row].as_py()
 
-        with ThreadPoolExecutor(_READ_THREADS) as pool:
-            for _ in pool.map(fetch, sorted(wanted)):  # the iteration raises the errors of the threads
-                pass
+        with ThreadPoolExecutor(_NUM_THREADS) as pool:
+            for _ in pool.map(read_group, sorted(positions_by_group)):
+                pass  # the iteration raises the errors of the threads
         return images
 
 
+class _Place(NamedTuple):
+    """Place of an image in a prepared copy.
+
+    Args:
+        shard: File name of the shard.
+        group: Row group of the shard, from 0.
+        row: Row of the group, from 0.
+    """
+
+    shard: str
+    group: int
+    row: int
+
+
 @lru_cache(maxsize=8)
-def _path_index(uri: str, shards: tuple[str, ...]) -> dict[str, tuple[int, int, int]]:
-    """Return where each image is: (shard, row group, row in the group) by path, all counted from 0."""
-    index: dict[str, tuple[int, int, int]] = {}
-    for shard_index, shard in enumerate(shards):
+def _path_index(uri: str, shards: tuple[str, ...]) -> dict[str, _Place]:
+    """Return the place of each image by path."""
+    place_by_path: dict[str, _Place] = {}
+    for shard in shards:
         table, group_sizes = _read_columns(uri, shard, ["path"])
         paths = table.column("path").to_pylist()
-        places: list[tuple[int, int, int]] = []
+        places: list[_Place] = []
         for group, size in enumerate(group_sizes):
-            places += [(shard_index, group, row) for row in range(size)]
-        index.update(zip(paths, places, strict=True))
-    return index
+            places += [_Place(shard, group, row) for row in range(size)]
+        place_by_path.update(zip(paths, places, strict=True))
+    return place_by_path
 
 
 def _read_columns(uri: str, shard: str, columns: list[str]) -> tuple[pa.Table, list[int]]:
-    """Return `columns` of a shard, and the number of rows of each row group."""
+    """Return the named `columns` of a shard, and the number of rows in each of its row groups."""
     with _open_shard(uri, shard) as file:
         footer = file.metadata
         group_sizes = [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]

@@ -22,16 +22,16 @@ def draw(train: Sequence[Item], *, shots: int, rng: random.Random, excluded: Col
     """Draw `shots` training images per class, or all images of a class that has fewer.
 
     As in the published code, one random generator draws from all classes, in the order of their first
-    appearance. The draw from a class depends on the classes before it. So pass the complete train split, and
-    select base classes after the draw.
+    appearance in `train`. So the draw from a class depends on the classes before it. Pass the complete train
+    split, and select base classes after the draw.
 
     Args:
         train: Training images of all classes.
         shots: Number of images per class.
         rng: Random generator, whose state changes.
         excluded: Paths of images that are not used. An excluded image that is drawn is replaced by the next
-            image of its class in `train` that is neither excluded nor drawn. After the last image comes the
-            first. If no image is left, the class has fewer images.
+            image of its class in `train` that is neither excluded nor drawn. The first image follows the last
+            one. If no image is left, fewer than `shots` images are drawn.
 
     Raises:
         UserError: `train` is empty, or all images of a class are excluded.
@@ -40,18 +40,19 @@ def draw(train: Sequence[Item], *, shots: int, rng: random.Random, excluded: Col
         raise UserError("Cannot draw images from an empty train split. Use a dataset with training images.")
     drawn: list[Item] = []
     for group in group_by_label(train).values():
-        sample = rng.sample(group, shots) if len(group) >= shots else group
+        sample = group
+        if len(group) >= shots:
+            sample = rng.sample(group, shots)
         chosen = _replace_excluded(sample, group, excluded)
         if not chosen:
-            raise UserError(
-                f"All training images of '{group[0].classname}' are excluded. Every class needs images."
-            )
+            classname = group[0].classname
+            raise UserError(f"All training images of '{classname}' are excluded. Every class needs images.")
         drawn += chosen
     return tuple(drawn)
 
 
 def _replace_excluded(sample: Sequence[Item], group: Sequence[Item], excluded: Collection[str]) -> list[Item]:
-    """Return a sample with other images in place of excluded images, as `draw` describes.
+    """Return a sample in which other images of the class replace excluded images, as `draw` describes.
 
     Args:
         sample: Images drawn from a class.
@@ -88,8 +89,8 @@ def hold_out_val(train: Sequence[Item]) -> tuple[Items, Items, str]:
     """Hold out training images as the validation split of a dataset that has none.
 
     Of the n images of a class, min(floor(n / 5), 50) are held out, but at least one. All runs hold out the
-    same images, whatever the order of `train`. Draw few-shot images only from the remaining images, so that
-    no run of a search trains on validation images.
+    same images, which do not depend on the order of `train`. Draw few-shot images only from the remaining
+    images, so that no run of a search trains on validation images.
 
     Args:
         train: Training images of all classes.
@@ -114,7 +115,8 @@ def hold_out_val(train: Sequence[Item]) -> tuple[Items, Items, str]:
                 f"Class '{group[0].classname}' has only one training image, so none can be held out for "
                 "validation. Add a validation split or training images."
             )
-        count = min(max(1, len(group) * HELD_OUT_PERCENT // 100), MAX_HELD_OUT)
+        share = len(group) * HELD_OUT_PERCENT // 100
+        count = min(max(1, share), MAX_HELD_OUT)
         rng = random.Random(f"{HELD_OUT_SEED} {label}")  # per class, so that classes do not affect each other
         held_out.update(rng.sample(group, count))
     rest = tuple(item for item in train if item not in held_out)
@@ -133,11 +135,11 @@ def labels_of(items: Iterable[Item]) -> tuple[int, ...]:
 
 def select_and_relabel(items: Iterable[Item], labels: Iterable[int]) -> Items:
     """Select items by label, and renumber the labels from 0. Items and labels keep their relative order."""
-    new_labels = {label: rank for rank, label in enumerate(sorted(labels))}
+    number_by_label = {label: number for number, label in enumerate(sorted(labels))}
     selected: list[Item] = []
     for item in items:
-        if item.label in new_labels:
-            selected.append(Item(item.path, new_labels[item.label], item.classname))
+        if item.label in number_by_label:
+            selected.append(Item(item.path, number_by_label[item.label], item.classname))
     return tuple(selected)
 
 

@@ -1,6 +1,7 @@
 """Objectives define which images a run is trained and evaluated on, and how it is scored.
 
-By default, base classes are the first half of a dataset's classes, and new classes the second half.
+Base classes are the classes of the training images. New classes are tested without training images. By
+default, base classes are the first half of a dataset's classes, and new classes are the second half.
 
 The objectives `drift`, `base_val` and `oracle_test` are for searches. A search must not use the images of the
 final test, so `drift` and `base_val` use base-class images of the train and validation splits. `oracle_test`
@@ -60,12 +61,15 @@ def _require_images(dataset: Dataset, items: Items, labels: Sequence[int], usage
     Args:
         usage: What `items` are used for, such as "test".
     """
-    missing = sorted(set(labels) - set(labels_of(items)))
-    if missing:
+    missing_labels = sorted(set(labels) - set(labels_of(items)))
+    if missing_labels:
         names = {item.label: item.classname for item in dataset.items}
-        more = f" ({len(missing)} classes lack images)" if len(missing) > 1 else ""
+        first_name = names[missing_labels[0]]
+        more = ""
+        if len(missing_labels) > 1:
+            more = f" ({len(missing_labels)} classes lack images)"
         raise UserError(
-            f"{dataset.name} has no {usage} images of '{names[missing[0]]}'{more}. Every class needs images."
+            f"{dataset.name} has no {usage} images of '{first_name}'{more}. Every class needs images."
         )
 
 
@@ -80,18 +84,24 @@ def _split_train_val(dataset: Dataset, shots: int, seed: int, val_per_class: int
     few_shot = draw(train, shots=shots, rng=random.Random(seed), excluded=dataset.excluded)
     base_splits, _ = separate_base_new(dataset.base_labels, few_shot, val)
     few_shot_base, val_base = base_splits
-    # The seed is fixed, so that all runs are scored on the same images.
+    return FewShotSplit(few_shot_base, {"base": _sample_val(val_base, val_per_class)}, note=note)
+
+
+def _sample_val(val: Items, val_per_class: int) -> Items:
+    """Sample at most `val_per_class` validation images per class, in their order in `val`.
+
+    The seed is fixed, so that all runs are scored on the same images.
+    """
     rng = random.Random(0)
     sampled: set[Item] = set()
-    for group in group_by_label(val_base).values():
+    for group in group_by_label(val).values():
         count = min(val_per_class, len(group))
         sampled.update(rng.sample(group, count))
-    evaluated = tuple(item for item in val_base if item in sampled)
-    return FewShotSplit(few_shot_base, {"base": evaluated}, note=note)
+    return tuple(item for item in val if item in sampled)
 
 
 def _split_base_new(dataset: Dataset, shots: int, seed: int, val_per_class: int) -> FewShotSplit:
-    """Draw base-class images for training. Evaluation sets: all test images of base and of new classes.
+    """Draw base-class images for training. Evaluate on all test images, of base and of new classes.
 
     The argument `val_per_class` is not used.
     """
@@ -110,7 +120,7 @@ def _split_base_new(dataset: Dataset, shots: int, seed: int, val_per_class: int)
 
 
 def _split_all_classes(dataset: Dataset, shots: int, seed: int, val_per_class: int) -> FewShotSplit:
-    """Draw images of all classes for training. Evaluation set: all test images.
+    """Draw images of all classes for training. Evaluate on all test images.
 
     The argument `val_per_class` is not used.
     """
@@ -148,6 +158,9 @@ class Objective:
     title: str = "H"
 
 
+MAX_SCORE = 1e6
+"""Largest absolute value that a custom objective may return."""
+
 FINAL = "final"
 """Objective of final tests, and the default of `prometar train`."""
 ALL_CLASSES = "all_classes"
@@ -172,6 +185,7 @@ def protocol_of(name: str) -> Protocol:
 
 
 SEARCH_OBJECTIVES = tuple(name for name, objective in OBJECTIVES.items() if objective.for_search)
+"""Names of the built-in objectives that a search may use."""
 
 
 def objective_of(name: str, known: Iterable[str] = OBJECTIVES) -> Objective:
@@ -209,7 +223,7 @@ def _finite_score(objective: Objective, name: str, accuracies: Mapping[str, floa
     """Return the score of accuracies. Raise a UserError if the objective does not return a valid number."""
     with convert_errors(name):
         value = objective.score(accuracies)
-    is_valid = isinstance(value, Real) and abs(float(value)) <= 1e6  # False for NaN
+    is_valid = isinstance(value, Real) and abs(float(value)) <= MAX_SCORE  # False for NaN
     if not is_valid:
         raise UserError(f"{name} must return a number up to ±1e6, got {value!a:.60}.")
     return float(value)
@@ -240,7 +254,7 @@ def split_dataset(
         notes.append(
             f"objective {name} uses test images, so the scores of this search are not valid test results"
         )
-    return replace(split, note="; ".join(filter(None, notes)))
+    return replace(split, note="; ".join(note for note in notes if note))
 
 
 def _without_excluded(split: FewShotSplit, dataset: Dataset) -> FewShotSplit:
@@ -266,8 +280,10 @@ def _without_excluded(split: FewShotSplit, dataset: Dataset) -> FewShotSplit:
 
 def _few_images_note(dataset: Dataset, split: FewShotSplit, shots: int) -> str:
     """Return a note if classes have fewer training images than `shots`, or "" if all have enough."""
-    counts = {label: len(items) for label, items in group_by_label(split.train).items()}
-    few = [split.classnames[label] for label, count in counts.items() if count < shots]
+    few: list[str] = []
+    for label, items in group_by_label(split.train).items():
+        if len(items) < shots:
+            few.append(split.classnames[label])
     if not few:
         return ""
     return (
@@ -281,24 +297,43 @@ def _require_valid_split(name: str, objective: Objective, split: FewShotSplit) -
     if not isinstance(split, FewShotSplit):
         kind = type(split).__name__
         raise UserError(f"{name} must return a FewShotSplit, got {kind}. See docs/extending.md.")
+    example_accuracies: dict[str, float] = {}
+    for number, set_name in enumerate(_scored_sets(name, objective, split), 1):
+        example_accuracies[set_name] = 80.0 / number
+    _finite_score(objective, name, example_accuracies)
+    _require_all_classes(name, split)
+
+
+def _scored_sets(name: str, objective: Objective, split: FewShotSplit) -> list[str]:
+    """Return the names of the sets whose accuracies the custom objective `name` scores.
+
+    Raises:
+        UserError: the split lacks an evaluation set, or has one that the objective cannot score.
+    """
     found = sorted(split.evaluations)
     if objective.predicts_new:
         # A set "new" is allowed, although the objective predicts its accuracy.
         if split.evaluations.keys() - {"new"} != {"base"}:
             raise UserError(f"{name}: its FewShotSplit needs only the evaluation set 'base', found {found}.")
-        scored_sets = ["base", "new"]
-    else:
-        if not split.evaluations:
-            raise UserError(f"{name}: its FewShotSplit needs an evaluation set, found {found}.")
-        scored_sets = list(split.evaluations)
+        return ["base", "new"]
+    if not split.evaluations:
+        raise UserError(f"{name}: its FewShotSplit needs an evaluation set, found {found}.")
+    return list(split.evaluations)
 
-    example_accuracies = {scored: 80.0 / (1 + k) for k, scored in enumerate(scored_sets)}
-    _finite_score(objective, name, example_accuracies)
 
+def _require_all_classes(name: str, split: FewShotSplit) -> None:
+    """Raise a UserError if the labels of a set do not count its classes from 0, or if it lacks classes.
+
+    Only the set "new" may have other classes than the training images.
+
+    Args:
+        name: Name of the custom objective.
+        split: Split that the objective returned.
+    """
+    training_labels = labels_of(split.train)
     for set_name, items in {"training": split.train, **split.evaluations}.items():
         labels = labels_of(items)
-        is_numbered_from_0 = labels == tuple(range(len(labels)))
-        # Only the set "new" may have classes that the training images lack.
-        has_all_classes = set_name == "new" or labels == labels_of(split.train)
-        if not is_numbered_from_0 or not has_all_classes:
+        counts_from_0 = labels == tuple(range(len(labels)))
+        has_all_classes = set_name == "new" or labels == training_labels
+        if not counts_from_0 or not has_all_classes:
             raise UserError(f"{name}: {set_name} images must include every class, with labels 0, 1, 2, ...")
