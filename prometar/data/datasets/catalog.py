@@ -46,7 +46,7 @@ def title_of(name: str) -> str:
 
 
 def file_name(name: str) -> str:
-    """Return a dataset's name in a form that is safe in names of files and folders.
+    """Return the name for files and folders of a dataset, without the colon of a custom dataset.
 
     Example:
         >>> file_name("dtd"), file_name("mine:flowers")
@@ -76,14 +76,17 @@ def require_name(name: str) -> None:
 def default_root(*names: str) -> str | None:
     """Return the default data root of datasets, or None if none of them is a benchmark.
 
-    The default is the environment variable PROMETAR_DATA, or else `data` in the current folder.
+    The default is the environment variable PROMETAR_DATA. If it is missing or empty, the default is `data`
+    in the current folder.
 
     Example:
         >>> default_root("cells"), default_root("cells", "dtd")
         (None, 'data')
     """
-    root = os.path.expanduser(os.environ.get("PROMETAR_DATA") or "data")
-    return root if set(names) & BENCHMARKS.keys() else None
+    if set(names).isdisjoint(BENCHMARKS):
+        return None
+    root = os.environ.get("PROMETAR_DATA") or "data"
+    return os.path.expanduser(root)
 
 
 def reject_unused_root(names: Iterable[str]) -> None:
@@ -113,10 +116,11 @@ def is_in_dataset_folder(folder: Path, name: str, root: Path | str | None) -> bo
 
 
 def reject_output_in_dataset(out: Path, name: str, root: Path | str | None) -> None:
-    """Raise a UserError if `out` lies in the images of `--dataset folder`, and would be read as a class."""
+    """Raise a UserError if `out` lies in the folder of `--dataset folder`, and would be read as a class."""
     if name != OWN_IMAGES or not is_in_dataset_folder(out, name, root):
         return
-    if find_manifest(str(root)) is None:  # the folders of a prepared copy are not read as classes
+    is_prepared_copy = find_manifest(str(root)) is not None
+    if not is_prepared_copy:  # the folders of a prepared copy are not read as classes
         raise UserError(f"{resolve_path(out)} lies in the dataset's own folder. Choose another --out.")
 
 
@@ -129,8 +133,8 @@ def open_dataset(name: str, root: Path | str | None = None, args: Mapping[str, o
         root: Data root (`--data-root`): a folder or URI that contains the dataset's folder. The dataset
             named "folder" (your own images) is the root itself. Rendered datasets need no root. If the
             dataset's folder contains a manifest.json, images are read from the Parquet files listed there.
-            The file excluded.txt in the dataset's folder lists images that are not read.
-        args: Arguments of a custom loader that is a class.
+            The file excluded.txt in the dataset's folder lists images that are not read. Default: no root.
+        args: Arguments of a custom loader that is a class. Default: no arguments.
 
     Raises:
         UserError: the name is unknown, the data root or an image is missing, or the image list is invalid.
@@ -164,7 +168,7 @@ def open_unverified(name: str, root: Path | str | None, args: Mapping[str, objec
     """
     require_name(name)
     if is_custom(name):
-        return _open_custom(name, None if root is None else str(root), args)
+        return _open_custom(name, root, args)
     if name in RENDERED:
         return rendered_dataset(RENDERED[name], RenderedSource(name))
     if root is None:
@@ -172,33 +176,41 @@ def open_unverified(name: str, root: Path | str | None, args: Mapping[str, objec
     if "://" not in str(root) and not Path(root).is_dir():
         raise UserError(f"The data root {root} is not a folder. {_data_root_advice(name)}")
     location = dataset_location(name, root)
-    benchmark = BENCHMARKS.get(name)
-    template = benchmark.template if benchmark else TEMPLATE
-    manifest = find_manifest(location)
-    if manifest is not None:
-        dataset = open_prepared(location, manifest, name=name, title=title_of(name), template=template)
-    elif "://" in location:
-        raise UserError(
-            f"{masked(location)} has no prepared copy ({MANIFEST} is missing). Run `prometar data prepare`."
-        )
-    elif benchmark is not None:
-        dataset = read_benchmark(benchmark, Path(location))
-    else:
-        dataset = read_tree(Path(location))
-
+    dataset = _read_location(name, location)
     exclusions = read_exclusions(location)
     require_known(exclusions, {item.path for item in dataset.items}, location)
     dataset = replace(dataset, excluded=frozenset(exclusions))
-    if benchmark is None:
+    if name not in BENCHMARKS:
         return dataset
-    return replace(dataset, templates=benchmark.templates, exif_rotation=False)
+    return replace(dataset, templates=BENCHMARKS[name].templates, exif_rotation=False)
 
 
-def _open_custom(name: str, root: str | None, args: Mapping[str, object]) -> Dataset:
+def _read_location(name: str, location: str) -> Dataset:
+    """Return the dataset in a folder or at a URI: a prepared copy, a benchmark or your own images.
+
+    Args:
+        name: Name of a benchmark, or "folder".
+        location: Result of `dataset_location`.
+    """
+    benchmark = BENCHMARKS.get(name)
+    manifest = find_manifest(location)
+    if manifest is not None:
+        template = benchmark.template if benchmark else TEMPLATE
+        return open_prepared(location, manifest, name=name, title=title_of(name), template=template)
+    if "://" in location:
+        raise UserError(
+            f"{masked(location)} has no prepared copy ({MANIFEST} is missing). Run `prometar data prepare`."
+        )
+    if benchmark is not None:
+        return read_benchmark(benchmark, Path(location))
+    return read_tree(Path(location))
+
+
+def _open_custom(name: str, root: Path | str | None, args: Mapping[str, object]) -> Dataset:
     """Call a custom loader and return its dataset. Check the types of the dataset and of its items."""
     loader = instantiate(name, args)
     with convert_errors(name):
-        dataset = loader(root)
+        dataset = loader(root if root is None else str(root))
     if not isinstance(dataset, Dataset):
         raise UserError(f"{name} must return a Dataset, got {type(dataset).__name__}. See docs/extending.md.")
     for item in dataset.items:
@@ -220,30 +232,33 @@ def _is_valid_item(item: object) -> bool:
 
 def image_list_errors(dataset: Dataset) -> Iterator[str]:
     """Yield errors in an image list: bad or repeated paths, bad class names, labels with several names."""
-    seen: dict[str, str] = {}
-    names: dict[int, str] = {}
+    origin = dataset.items_origin
+    split_by_path: dict[str, str] = {}
+    name_by_label: dict[int, str] = {}
     for split, items in dataset.splits.items():
         for item in items:
             path = posixpath.normpath(item.path)  # "./a//b" is "a/b"
-            if path in seen:
-                yield f"{dataset.items_origin} lists {item.path} twice ({seen[path]}, {split})"
+            points_outside = item.path.startswith("/") or ".." in item.path.split("/")
+            if path in split_by_path:
+                yield f"{origin} lists {item.path} twice ({split_by_path[path]}, {split})"
             elif not is_recordable(item.path):
-                yield f"{dataset.items_origin} lists {item.path!a}, which is not UTF-8 or contains a NUL"
-            elif item.path.startswith("/") or ".." in item.path.split("/"):
-                yield f"{dataset.items_origin} lists {item.path}, which points outside the image folder"
-            seen[path] = split
-            classname = names.setdefault(item.label, item.classname)
-            if classname != item.classname:
-                both = f"both '{classname}' and '{item.classname}'"
-                yield f"{dataset.items_origin} calls label {item.label} {both} (at {item.path})"
-    for label, name in names.items():
+                yield f"{origin} lists {item.path!a}, which is not UTF-8 or contains a NUL"
+            elif points_outside:
+                yield f"{origin} lists {item.path}, which points outside the image folder"
+            split_by_path[path] = split
+
+            first_name = name_by_label.setdefault(item.label, item.classname)
+            if first_name != item.classname:
+                both = f"both '{first_name}' and '{item.classname}'"
+                yield f"{origin} calls label {item.label} {both} (at {item.path})"
+    for label, name in name_by_label.items():
         reason = invalid_name_reason(name)
         if reason:
-            yield f"{dataset.items_origin} calls label {label} {name!a}, which {reason}"
+            yield f"{origin} calls label {label} {name!a}, which {reason}"
 
 
 def _data_root_advice(name: str) -> str:
-    """Return how to pass a data root for a built-in dataset that is not rendered."""
+    """Return instructions for --data-root for a benchmark or for your own images."""
     if name == OWN_IMAGES:
         return "Pass --data-root DIR. DIR must contain class folders, or train/ and test/ with class folders."
     folder = dataset_location(name, "")
@@ -256,21 +271,21 @@ def _data_root_advice(name: str) -> str:
 
 def rendered_dataset(rendered: RenderedSet[Any], source: Source) -> Dataset:
     """Return the `Dataset` of a `RenderedSet`. The images come from `source`, which renders or reads them."""
-    labels = {name: label for label, name in enumerate(rendered.classnames)}
+    label_by_name = {name: label for label, name in enumerate(rendered.classnames)}
 
-    def items(split: str) -> Items:
-        found: list[Item] = []
+    def items_of(split: str) -> Items:
+        items: list[Item] = []
         for path in rendered.paths(split):
-            classname = path.partition("/")[0]
-            found.append(Item(path, labels[classname], classname))
-        return tuple(found)
+            classname, _, _ = path.partition("/")
+            items.append(Item(path, label_by_name[classname], classname))
+        return tuple(items)
 
     return Dataset(
         rendered.name,
         rendered.title,
-        train=items("train"),
-        val=items("val"),
-        test=items("test"),
+        train=items_of("train"),
+        val=items_of("val"),
+        test=items_of("test"),
         source=source,
         template=rendered.template,
         items_origin="the renderer",
@@ -286,7 +301,8 @@ def _missing_images(image_folder: Path, items: Sequence[Item]) -> list[Path]:
         folder, _, name = item.path.rpartition("/")
         if folder not in names_by_folder:
             path = image_folder / folder
-            names_by_folder[folder] = set(os.listdir(path)) if path.is_dir() else set()
+            names = os.listdir(path) if path.is_dir() else []
+            names_by_folder[folder] = set(names)
         if name not in names_by_folder[folder]:
             missing.append(image_folder / item.path)
     return missing

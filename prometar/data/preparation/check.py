@@ -26,7 +26,7 @@ from prometar.errors import InfrastructureError, PrometarError, UserError
 from prometar.io.files import cache_folder, read_bytes, write_atomically
 
 _GROUP_SIZE = 16  # images that a thread reads and decodes at a time
-_GROUPS_PER_THREAD = 4  # in memory at most, if the consumer of the images is slow
+_GROUPS_PER_THREAD = 4  # groups per thread that are in memory at most, if the consumer of the images is slow
 
 
 def list_datasets(root: Path | str | None = None) -> dict[str, Dataset | str | None]:
@@ -92,10 +92,13 @@ def check(name: str, root: Path | str | None = None) -> tuple[list[str], list[st
         name, root: As for `open_dataset`.
 
     Returns:
-        Errors in the image list, such as labels with two names.
-        Errors of missing and corrupt images, one per image.
-        A summary, followed by notes. Notes report differences from the published sizes, photos with EXIF
-        rotation, or test images that are also training or validation images.
+        Three lists.
+
+        1. Errors in the image list, such as labels with two names.
+        2. Errors of missing and corrupt images, one per image.
+        3. A summary, followed by notes. Notes report differences from the published sizes, photos with EXIF
+           rotation, and test images that are also training or validation images. The last note lists the
+           class names.
 
     Raises:
         UserError: the dataset cannot be opened.
@@ -108,7 +111,8 @@ def check(name: str, root: Path | str | None = None) -> tuple[list[str], list[st
     image_errors: list[str] = []
     rotated_paths: list[str] = []
     paths_by_content: dict[bytes, list[str]] = {}
-    for item, (image, error) in zip(items, read_and_verify(items, dataset.source), strict=True):
+    results = read_and_verify(items, dataset.source)
+    for item, (image, error) in zip(items, results, strict=True):
         if error:
             image_errors.append(error)
             continue
@@ -117,9 +121,6 @@ def check(name: str, root: Path | str | None = None) -> tuple[list[str], list[st
         if has_exif_rotation(image):
             rotated_paths.append(item.path)
 
-    sizes = ", ".join(f"{split} {count}" for split, count in dataset.counts.items())
-    state = f"{len(image_errors)} missing or corrupt" if image_errors else "all readable"
-    summary = f"{name}: {len(dataset.classnames)} classes, {sizes} images, {state}"
     notes = [
         *_list_notes(dataset, root),
         *_rotation_note(dataset, rotated_paths),
@@ -130,11 +131,26 @@ def check(name: str, root: Path | str | None = None) -> tuple[list[str], list[st
     if dataset.base_classes:
         notes.append(f"base classes: {abbreviated(dataset.base_classes)}")
     notes.append(f"class names: {abbreviated(dataset.classnames)}")
+    summary = _summary(name, dataset, num_errors=len(image_errors))
     return list(image_list_errors(dataset)), image_errors, [summary, *notes]
 
 
+def _summary(name: str, dataset: Dataset, num_errors: int) -> str:
+    """Return the numbers of classes and images, and the number of missing and corrupt images."""
+    sizes = ", ".join(f"{split} {count}" for split, count in dataset.counts.items())
+    state = "all readable"
+    if num_errors > 0:
+        state = f"{num_errors} missing or corrupt"
+    return f"{name}: {len(dataset.classnames)} classes, {sizes} images, {state}"
+
+
 def _rotation_note(dataset: Dataset, paths: Sequence[str]) -> Iterator[str]:
-    """Yield a note on photos with EXIF rotation, if there are any. `paths`: paths of these photos."""
+    """Yield a note on photos with EXIF rotation, if there are any.
+
+    Args:
+        dataset: Dataset that contains the photos.
+        paths: Paths of all photos with EXIF rotation.
+    """
     if paths:
         treatment = "which is applied" if dataset.exif_rotation else "which is ignored, as in CoOp"
         yield f"{len(paths)} images have an EXIF rotation, {treatment}. The first is {paths[0]}"
@@ -144,22 +160,22 @@ def _duplicates_note(dataset: Dataset, groups: Iterable[Sequence[str]]) -> Itera
     """Yield a note on test images that are also training or validation images, if there are any.
 
     Args:
+        dataset: Dataset that contains the images.
         groups: Groups of paths. The files of a group have the same content.
     """
     test_paths = {item.path for item in dataset.test}
-    num_duplicates = 0
-    first_pair: tuple[str, str] | None = None
+    duplicates: list[str] = []  # test images
+    originals: list[str] = []  # for each group with duplicates, a training or validation image
     for group in groups:
         tested = [path for path in group if path in test_paths]
-        others = [path for path in group if path not in test_paths]
-        if tested and others:
-            num_duplicates += len(tested)
-            first_pair = first_pair or (tested[0], others[0])
-    if first_pair is not None:
-        test_path, other_path = first_pair
+        not_tested = [path for path in group if path not in test_paths]
+        if tested and not_tested:
+            duplicates += tested
+            originals.append(not_tested[0])
+    if duplicates:
         yield (
-            f"{num_duplicates} test images are identical to training or validation images, so test "
-            f"accuracies are too high. The first is {test_path}, identical to {other_path}"
+            f"{len(duplicates)} test images are identical to training or validation images, so test "
+            f"accuracies are too high. The first is {duplicates[0]}, identical to {originals[0]}"
         )
 
 
@@ -210,22 +226,29 @@ def read_and_verify(
     """
     num_threads = num_cpus()
     chunk_size = _GROUP_SIZE * _GROUPS_PER_THREAD * num_threads
+    read_group = partial(_read_group, source=source, excluded=excluded)
     with ThreadPoolExecutor(num_threads) as pool:
-        for chunk_start in range(0, len(items), chunk_size):
-            chunk = items[chunk_start : chunk_start + chunk_size]
-            groups = [chunk[start : start + _GROUP_SIZE] for start in range(0, len(chunk), _GROUP_SIZE)]
-            for results in pool.map(partial(_read_group, source=source, excluded=excluded), groups):
+        for chunk in _parts(items, chunk_size):
+            groups = _parts(chunk, _GROUP_SIZE)
+            for results in pool.map(read_group, groups):
                 yield from results
+
+
+def _parts(items: Sequence[Item], size: int) -> list[Sequence[Item]]:
+    """Divide items into parts of `size` items. The last part may be smaller."""
+    return [items[start : start + size] for start in range(0, len(items), size)]
 
 
 def unreadable_images(
     dataset: Dataset, items: Iterable[Item], *, on_start: Callable[[int], None] = lambda num_images: None
 ) -> dict[str, str]:
-    """Decode the images that no earlier call has decoded. Return errors by path.
+    """Decode the images that no earlier call has decoded. Return the errors of unreadable images by path.
 
-    A file in the cache folder records the size and the modification time of each decoded image. Only image
-    files are decoded. `prepare` has already decoded the images in Parquet files, and rendered images are
-    never corrupt.
+    A file in the cache folder records the size and the modification time of each decoded image. An image that
+    has changed since, or that was unreadable, is decoded again.
+
+    Only image files are decoded. `prepare` has already decoded the images in Parquet files, and rendered
+    images are never corrupt.
 
     Args:
         on_start: Called with the number of images to decode, unless this number is 0.
@@ -247,7 +270,8 @@ def unreadable_images(
 
     on_start(len(to_decode))
     errors: dict[str, str] = {}
-    for item, (_, error) in zip(to_decode, read_and_verify(to_decode, dataset.source), strict=True):
+    results = read_and_verify(to_decode, dataset.source)
+    for item, (_, error) in zip(to_decode, results, strict=True):
         if error:
             errors[item.path] = error
         else:
@@ -258,7 +282,7 @@ def unreadable_images(
 
 
 def _read_record(path: Path) -> dict[str, object]:
-    """Return the stamps of decoded images by path, or {} if the record is missing or unreadable."""
+    """Return the `_stamp` of each decoded image by path, or {} if the record is missing or unreadable."""
     try:
         record = json.loads(read_bytes(path))
     except (OSError, ValueError):
@@ -296,7 +320,7 @@ def _read_group(items: Sequence[Item], source: Source, excluded: Collection[str]
 
 
 def _image_error(path: str, error: PrometarError, excluded: Collection[str]) -> str:
-    """Return the error of an image with its path, or "" if the image is excluded."""
+    """Return an error message that contains the path of the image, or "" if the image is excluded."""
     if path in excluded:
         return ""
     message = str(error)

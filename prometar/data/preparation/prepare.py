@@ -24,7 +24,7 @@ from prometar.io.stores import masked, read_file, write_file
 _GROUP_ROWS = 16  # rows per row group. Reading one image reads its whole row group
 
 Row = tuple[Item, str]
-"""An image and the name of its split."""
+"""Image and the name of its split."""
 
 
 def prepare(
@@ -40,12 +40,12 @@ def prepare(
     For your own images (name `folder`), the dataset's folder is `to` itself.
 
     Each image is decoded before its shard is written. After a missing or corrupt image, the remaining images
-    are only checked, and no manifest is written. Excluded images are copied without being decoded, or left
-    empty if they are missing. The copy has its own excluded.txt.
+    are only checked, and no manifest is written. Excluded images are copied without being decoded. If an
+    excluded image is missing, its content in the copy is empty. The copy has its own excluded.txt.
 
     Args:
         name, root: As for `open_dataset`.
-        to: Folder or URI that pyarrow supports (s3://bucket/path, gs://...), outside the dataset's folder.
+        to: Folder outside the dataset's folder, or URI that pyarrow supports (s3://bucket/path, gs://...).
         shard_rows: Images per shard. Default: 1024.
         progress: Receives (finished shards, total shards).
 
@@ -59,9 +59,11 @@ def prepare(
     supported = (*BENCHMARKS, OWN_IMAGES)
     if name not in supported:
         raise UserError(f"The dataset '{name}' cannot be prepared. Use one of {', '.join(supported)}.")
-    target = dataset_location(name, to if "://" in str(to) else resolve_path(to))
+    to_is_uri = "://" in str(to)
+    target = dataset_location(name, to if to_is_uri else resolve_path(to))
     path_or_uri = target.removeprefix("file://")
-    if "://" not in path_or_uri and is_in_dataset_folder(Path(path_or_uri), name, root):
+    is_local = "://" not in path_or_uri
+    if is_local and is_in_dataset_folder(Path(path_or_uri), name, root):
         raise UserError(f"{target} lies in the dataset's own folder. Choose another --to.")
     earlier = find_manifest(target)
     if earlier is not None and earlier.name != name:
@@ -77,8 +79,8 @@ def prepare(
         shards=tuple(shards),
     )
     if dataset.excluded or read_file(target, EXCLUDED_FILE):
-        excluded_lines = [f"{path}\n" for path in sorted(dataset.excluded)]
-        _write_if_changed(target, EXCLUDED_FILE, "".join(excluded_lines).encode())
+        excluded_text = "".join(f"{path}\n" for path in sorted(dataset.excluded))
+        _write_if_changed(target, EXCLUDED_FILE, excluded_text.encode())
     _write_if_changed(target, MANIFEST, manifest.model_dump_json(indent=1).encode())
     return manifest, num_existing
 
@@ -106,12 +108,16 @@ def _write_shards(
     errors: list[str] = []
     num_existing = 0
     for number, chunk in enumerate(chunks):
-        results = list(read_and_verify([item for item, _ in chunk], dataset.source, dataset.excluded))
-        errors += [error for _, error in results if error]
+        images: list[bytes] = []
+        items = [item for item, _ in chunk]
+        for image, error in read_and_verify(items, dataset.source, dataset.excluded):
+            images.append(image)
+            if error:
+                errors.append(error)
         if not errors:
-            content = _encode_shard(chunk, [image for image, _ in results])
-            content_hash = hashlib.sha256(content).hexdigest()[:16]
-            shard: ShardEntry = {"file": f"{number:05d}-{content_hash}.parquet"}
+            content = _encode_shard(chunk, images)
+            content_hash = hashlib.sha256(content).hexdigest()
+            shard: ShardEntry = {"file": f"{number:05d}-{content_hash[:16]}.parquet"}
             if earlier is not None and shard not in earlier.shards:
                 raise UserError(
                     f"{masked(target)} contains a different copy of '{dataset.name}'. Delete it, or use "
@@ -143,14 +149,16 @@ def _encode_shard(rows: list[Row], images: list[bytes]) -> bytes:
                 "image": image,
             }
         )
+    compression = {field.name: "ZSTD" for field in SCHEMA}
+    compression["image"] = "NONE"  # images are already compressed
     sink = pa.BufferOutputStream()
     pq.write_table(
         pa.Table.from_pylist(records, schema=SCHEMA),
         sink,
         row_group_size=_GROUP_ROWS,
-        # Images are already compressed, and statistics of their bytes would only enlarge the footer.
-        compression={field.name: "NONE" if field.name == "image" else "ZSTD" for field in SCHEMA},
+        compression=compression,
         use_dictionary=["classname", "split"],
+        # Statistics of the images' bytes would only enlarge the footer.
         write_statistics=False,
         write_page_checksum=True,
     )
@@ -160,7 +168,8 @@ def _encode_shard(rows: list[Row], images: list[bytes]) -> bytes:
 def _write_if_changed(target: str, file: str, data: bytes) -> bool:
     """Write a file unless it already has this content. Return True if it was written."""
     try:
-        has_changed = read_file(target, file) != data  # a shard with the right name may be corrupt
+        # The content is compared, because a shard with the right name may be corrupt.
+        has_changed = read_file(target, file) != data
         if has_changed:
             write_file(target, file, data)
     except InfrastructureError as error:
