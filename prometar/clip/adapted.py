@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prometar.clip.activations import ACTIVATIONS, QUICK_GELU_FACTOR
-from prometar.clip.attention import fused_attention
+from prometar.clip.attention import fused_attention, num_shared_keys
 from prometar.clip.model import Block, Clip, Tower
 from prometar.clip.text import TextInput
 from prometar.clip.vision import ImageTokens
@@ -228,7 +228,7 @@ def _block(
         # Fewer queries save time. The slots of a tensor are selected after attention instead.
         assert mask is None, "the mask has a row per query"
         q = q[:, :, :out]
-    num_shared = 0 if mask is None else mask.shape[-1] - mask.shape[-2]
+    num_shared = num_shared_keys(mask)
     if num_shared:
         k = _prepend_shared(k, num_shared)
         v = _prepend_shared(v, num_shared)

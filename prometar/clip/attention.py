@@ -41,6 +41,17 @@ def fused_attention(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None, sca
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
 
 
+def num_shared_keys(mask: Tensor | None) -> int:
+    """Return the number of shared keys S - T of a mask (..., T, S), or 0 without a mask.
+
+    The first S - T keys are the shared tokens of row 0. The other T keys are the tokens of the row.
+    """
+    if mask is None:
+        return 0
+    num_queries, num_keys = mask.shape[-2:]
+    return num_keys - num_queries
+
+
 class AttentionResiduals(NamedTuple):
     """Queries q (scaled), keys k, values v, probabilities p and outputs o, each (B H, tokens, ...)."""
 
