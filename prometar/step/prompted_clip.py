@@ -1,4 +1,7 @@
-"""Prompted CLIP for fixed classes. B images, C classes, R rows of packed texts, T tokens, widths D and E."""
+"""Prompted CLIP for fixed classes.
+
+Shape suffixes: B images, C classes, N texts, towers of width D, features of width E.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,9 +25,10 @@ from prometar.step.autodiff import AutodiffPass
 from prometar.step.towers import TowerPass, TowerPasses
 
 _MAX_TEXT_ROWS = 256
-"""Limit of the memory for conditional prompts, which require the rows of all texts for each image.
+"""Largest number of text rows (`prometar.clip.text`) that are encoded together, to limit memory.
 
-Images are encoded in chunks with at most this number of text rows (`prometar.clip.text`), or of one image.
+Conditional prompts require the rows of all texts for each image. So images are processed in chunks with at
+most this number of text rows, but with at least one image.
 """
 
 _AFTER_TOWERS = ("features", "logits")
@@ -35,7 +39,7 @@ _AFTER_TOWERS = ("features", "logits")
 class PromptedClip:
     """Frozen CLIP with a method's learned parts, for fixed classes.
 
-    Methods take `inputs`, the results of `Method.inputs`.
+    The argument `inputs` of the methods is a result of `Method.inputs`.
 
     Args:
         clip: Frozen CLIP. Folded, unless the method's adapters change blocks.
@@ -67,7 +71,10 @@ class PromptedClip:
         return features.to(self.clip.working_dtype)
 
     def image_features(self, inputs: Tensors, images: EmbeddedImages) -> Tensors:
-        """Return unnormalized features "vision" (B, E), and "vision.prompts" (B, D) if they are read."""
+        """Return unnormalized features "vision" (B, E) of images.
+
+        If the method's `features` read image prompts, also return their outputs "vision.prompts" (B, D).
+        """
         if self._vision_needs_autodiff:
             return self._adapted_images(inputs, images, differentiable_twice=False)
         features = encode_image(self.clip, images, self._by_layer(inputs, "vision"))
@@ -84,7 +91,8 @@ class PromptedClip:
     ) -> TowerPasses:
         """Run both towers, and save what their derivatives need.
 
-        Towers that only have tokens with hand-written derivatives store no autograd graph.
+        A tower is run without an autograd graph if all its derivatives are hand-written (`image_pass` and
+        `text_pass`).
 
         Args:
             inputs: Results of `Method.inputs`.
@@ -92,57 +100,78 @@ class PromptedClip:
             frozen_BE: Features of the frozen CLIP, for conditional prompts.
             differentiable_twice: True if second derivatives are needed, too.
         """
-        text = self.text
-        working_dtype = self.clip.working_dtype
         passes: dict[str, TowerPass] = {}
         outputs: Tensors = {}
         for name, tensor in inputs.items():
             if section_of(name) in _AFTER_TOWERS:
                 outputs[name] = tensor
-        text_CE: Tensor | None = None
-        image_BE: Tensor | None = None
-        if isinstance(text, Tensor):
-            text_CE = text
-        elif self._text_needs_autodiff:
 
-            def text_outputs(tower_inputs: Tensors) -> Tensors:
-                features = self._adapted_text(
-                    text, tower_inputs, frozen_BE, differentiable_twice=differentiable_twice
-                )
-                return {"text": features}
-
-            autodiff_text = AutodiffPass(text_outputs, self._tower_inputs(inputs, "text"))
-            passes["text"] = autodiff_text
-            outputs |= autodiff_text.values
+        constant_text_CE: Tensor | None = None
+        if isinstance(self.text, Tensor):
+            constant_text_CE = self.text
         else:
-            features, passes["text"] = text_pass(self.clip, text, self._by_layer(inputs, "text"))
-            outputs["text"] = features.to(working_dtype)
-        if not self.method.changes("vision"):
-            image_BE = self.image_features({}, images)["vision"]
-        elif self._vision_needs_autodiff:
-            image_outputs = partial(
-                self._adapted_images, images=images, differentiable_twice=differentiable_twice
+            passes["text"], text_outputs = self._text_pass(
+                self.text, inputs, frozen_BE, differentiable_twice=differentiable_twice
             )
-            autodiff_vision = AutodiffPass(image_outputs, self._tower_inputs(inputs, "vision"))
-            passes["vision"] = autodiff_vision
-            outputs |= autodiff_vision.values
+            outputs |= text_outputs
+
+        constant_image_BE: Tensor | None = None
+        if self.method.changes("vision"):
+            passes["vision"], image_outputs = self._image_pass(
+                inputs, images, differentiable_twice=differentiable_twice
+            )
+            outputs |= image_outputs
         else:
-            assert isinstance(images, ImageTokens)
-            features, passes["vision"] = image_pass(self.clip, images, self._by_layer(inputs, "vision"))
-            outputs["vision"] = features.to(working_dtype)
-        return TowerPasses(self.clip.dtype, passes, outputs, text_CE, image_BE)
+            constant_image_BE = self.image_features({}, images)["vision"]
+
+        return TowerPasses(self.clip.dtype, passes, outputs, constant_text_CE, constant_image_BE)
+
+    def _text_pass(
+        self, text: TextInput, inputs: Tensors, frozen_BE: Tensor | None, *, differentiable_twice: bool
+    ) -> tuple[TowerPass, Tensors]:
+        """Return a pass through the text tower, and its output "text"."""
+        if not self._text_needs_autodiff:
+            features, text_tower_pass = text_pass(self.clip, text, self._by_layer(inputs, "text"))
+            return text_tower_pass, {"text": features.to(self.clip.working_dtype)}
+
+        def text_outputs(tower_inputs: Tensors) -> Tensors:
+            features = self._adapted_text(
+                text, tower_inputs, frozen_BE, differentiable_twice=differentiable_twice
+            )
+            return {"text": features}
+
+        autodiff_pass = AutodiffPass(text_outputs, self._tower_inputs(inputs, "text"))
+        return autodiff_pass, autodiff_pass.values
+
+    def _image_pass(
+        self, inputs: Tensors, images: EmbeddedImages, *, differentiable_twice: bool
+    ) -> tuple[TowerPass, Tensors]:
+        """Return a pass through the image tower, and its outputs, named as by `image_features`."""
+        assert isinstance(images, ImageTokens)
+        if not self._vision_needs_autodiff:
+            features, image_tower_pass = image_pass(self.clip, images, self._by_layer(inputs, "vision"))
+            return image_tower_pass, {"vision": features.to(self.clip.working_dtype)}
+
+        image_outputs = partial(
+            self._adapted_images, images=images, differentiable_twice=differentiable_twice
+        )
+        autodiff_pass = AutodiffPass(image_outputs, self._tower_inputs(inputs, "vision"))
+        return autodiff_pass, autodiff_pass.values
 
     def final_features(self, inputs: Tensors, features: Features) -> Features:
-        """Return the results of the method's function of features, given the features of the towers."""
-        return self.method.features(part(inputs, "features"), features)
+        """Return the features after the method's component `features`, given those of the towers."""
+        leaves = part(inputs, "features")
+        return self.method.features(leaves, features)
 
     def features(self, inputs: Tensors, text: Tensor, images: Tensors) -> Features:
         """Return the final features, given the results of `text_features` and `image_features`."""
-        text_is_constant = isinstance(self.text, Tensor)
-        features = Features(
-            text, images["vision"], images.get("vision.prompts"), text_is_normalized=text_is_constant
+        features_of_towers = Features(
+            text,
+            images["vision"],
+            images.get("vision.prompts"),
+            text_is_normalized=isinstance(self.text, Tensor),
         )
-        return self.final_features(inputs, features)
+        return self.final_features(inputs, features_of_towers)
 
     def logits(self, inputs: Tensors, features: Features) -> Tensor:
         """Return the logits (B, C), given the final features."""
@@ -152,9 +181,8 @@ class PromptedClip:
     @property
     def _text_needs_autodiff(self) -> bool:
         """True if the text tower is changed in ways that have no hand-written derivatives."""
-        prompts = self.method.prompts
         traits = self.method.traits
-        prompts_need_autodiff = prompts.conditional or traits.class_aware or traits.inserts
+        prompts_need_autodiff = self.method.prompts.conditional or traits.class_aware or traits.inserts
         return prompts_need_autodiff or self.method.adapters.changes("text")
 
     @property
@@ -176,6 +204,7 @@ class PromptedClip:
             assert frozen_BE is not None, "conditional prompts require frozen image features"
             tokens = prompts.condition_tokens(tokens, frozen_BE)
             differentiable_twice = True  # vmap does not support fused attention
+
         encode = partial(
             adapted_text,
             self.clip,
@@ -186,6 +215,7 @@ class PromptedClip:
             differentiable_twice=differentiable_twice,
         )
         by_layer = self._by_layer(tokens, "text")
+
         if prompts.conditional:
             num_rows_per_image = len(text.embedded_RTD)
             images_per_chunk = max(1, _MAX_TEXT_ROWS // num_rows_per_image)
@@ -193,6 +223,7 @@ class PromptedClip:
             features = encode_for_images(by_layer)
         else:
             features = encode(by_layer)
+
         features = features.to(self.clip.working_dtype)
         if self.num_texts > 1:
             by_class_and_text = features.unflatten(-2, (-1, self.num_texts))
@@ -226,7 +257,8 @@ class PromptedClip:
             section = section_of(name)
             # Text prompts can also have names without a tower, such as those of the network of CoCoOp.
             tower_of_prompt = "vision" if name.startswith("vision.") else "text"
-            if section == "adapters" or (section == "prompts" and tower_of_prompt == tower):
+            is_prompt_of_tower = section == "prompts" and tower_of_prompt == tower
+            if section == "adapters" or is_prompt_of_tower:
                 tower_inputs[name] = tensor
         return tower_inputs
 
@@ -252,18 +284,19 @@ class PromptedClip:
 
     def _by_layer(self, tokens: Tensors, tower: str) -> dict[int, Tensor]:
         """Return the tokens of one tower by layer, in the precision of the weights."""
-        return {layer: token.to(self.clip.dtype) for layer, token in tokens_by_layer(tokens, tower).items()}
+        by_layer = tokens_by_layer(tokens, tower)
+        return {layer: tokens_PD.to(self.clip.dtype) for layer, tokens_PD in by_layer.items()}
 
 
 def class_templates(prompts: Prompts, *, init: str, templates: Mapping[str, str]) -> tuple[str, ...]:
     """Return the templates of the class texts. If there are several, their text features are averaged.
 
-    - Learned context: "<init> {}.". If `init` has fewer words than the context has tokens, <init> is one X
-      per token, as in ProMetaR.
-    - Class-aware prompts: their own template, the dataset's template "photo", or "a photo of a {}.". Prompts
-      replace its first words. If fewer words than tokens precede the name, one X per token replaces these
-      words, as in TCP.
-    - No context: `prompts.templates`, or the dataset's main template.
+    - Learned context: `init`, then "{}.". If `init` has fewer words than the context has tokens, one X per
+      token replaces `init`, as in ProMetaR.
+    - Class-aware prompts: their own template, otherwise the dataset's template "photo", otherwise
+      "a photo of a {}.". The prompts replace its first words. If fewer words than tokens precede the class
+      name, one X per token replaces these words, as in TCP.
+    - No context: `prompts.templates`, otherwise the dataset's main template.
 
     Args:
         prompts: Prompt component.
@@ -274,16 +307,18 @@ def class_templates(prompts: Prompts, *, init: str, templates: Mapping[str, str]
     if traits.class_aware:
         template = traits.text_template or templates.get("photo", "a photo of a {}.")
         # A template without "{}" stays without it, so that `prompt_texts` rejects it.
-        words, placeholder, after_name = template.partition("{}")
-        return (f"{_prefix(words.strip(), prompts.num_context)} {placeholder}{after_name}",)
+        before_name, placeholder, after_name = template.partition("{}")
+        context = _words_or_xs(before_name.strip(), prompts.num_context)
+        return (f"{context} {placeholder}{after_name}",)
     if prompts.num_context:
-        return (f"{_prefix(init, prompts.num_context)} {{}}.",)
+        context = _words_or_xs(init, prompts.num_context)
+        return (context + " {}.",)
     if prompts.templates:
         return prompts.templates
     return (templates["template"],)
 
 
-def _prefix(words: str, num_tokens: int) -> str:
+def _words_or_xs(words: str, num_tokens: int) -> str:
     """Return the words, or one X per token if there are fewer words than tokens."""
     if len(words.split()) >= num_tokens:
         return words
@@ -334,36 +369,48 @@ def build_model(
     Raises:
         UserError: the words before the class names have fewer tokens than the learned context.
     """
-    prompts = method.prompts
-    traits = method.traits
-    num_context = prompts.num_context
+    if method.prompts.num_context:
+        _require_equal_context(clip, method, ids_NT)
     num_texts = 1
-    if not num_context and prompts.templates:
-        num_texts = len(prompts.templates)
-    if num_context:
-        start = clip.num_start
-        # The learned context replaces these tokens. If texts differ in them, they belong to class names.
-        # They are compared as lists, because in the mode of fake tensors (benchmarks/counting.py), a slice of
-        # these ids is an error.
-        replaced = {tuple(ids[start : start + num_context]) for ids in ids_NT.tolist()}
-        if len(replaced) > 1:
-            setting = "prompts.template" if traits.class_aware else "prompts.init"
-            raise UserError(
-                f"The words before the class names have fewer than {num_context} tokens, so prompts "
-                f"would replace parts of class names. Use {num_context} common words in {setting}."
-            )
-    if method.changes("text"):
-        whole_text = text_input(
-            clip,
-            ids_NT,
-            num_context=num_context or traits.num_inserted,
-            inserted=traits.inserts,
-            packed=not traits.class_aware,
-        )
-        # The results of the blocks that the method does not change are computed once.
-        first_changed_block = method.first_block("text", len(clip.text.blocks))
-        text: TextInput | Tensor = before_block(clip, whole_text, first_changed_block)
-    else:
-        text = mean_text_features(clip, ids_NT, num_texts)
-        num_texts = 1
+    if not method.prompts.num_context and method.prompts.templates:
+        num_texts = len(method.prompts.templates)
+
+    if not method.changes("text"):
+        text_CE = mean_text_features(clip, ids_NT, num_texts)
+        return PromptedClip(clip, method, text_CE, frozen_text_CE, new_classes=new_classes)
+
+    # The results of the blocks that the method does not change are computed once.
+    first_changed_block = method.first_block("text", len(clip.text.blocks))
+    text = before_block(clip, _whole_text_input(clip, method, ids_NT), first_changed_block)
     return PromptedClip(clip, method, text, frozen_text_CE, num_texts, new_classes)
+
+
+def _require_equal_context(clip: Clip, method: Method, ids_NT: Tensor) -> None:
+    """Check that all texts have the same tokens in place of the learned context.
+
+    Raises:
+        UserError: texts differ in these tokens, so at least one of them belongs to a class name.
+    """
+    num_context = method.prompts.num_context
+    start = clip.num_start
+    stop = start + num_context
+    # Compared as lists, because the fake tensors of benchmarks/counting.py do not support a slice of ids.
+    replaced = {tuple(ids[start:stop]) for ids in ids_NT.tolist()}
+    if len(replaced) > 1:
+        setting = "prompts.template" if method.traits.class_aware else "prompts.init"
+        raise UserError(
+            f"The words before the class names have fewer than {num_context} tokens, so prompts "
+            f"would replace parts of class names. Use {num_context} common words in {setting}."
+        )
+
+
+def _whole_text_input(clip: Clip, method: Method, ids_NT: Tensor) -> TextInput:
+    """Return the input of the first block of the text tower."""
+    traits = method.traits
+    return text_input(
+        clip,
+        ids_NT,
+        num_context=method.prompts.num_context or traits.num_inserted,
+        inserted=traits.inserts,
+        packed=not traits.class_aware,
+    )
