@@ -101,10 +101,7 @@ class PromptedClip:
             differentiable_twice: True if second derivatives are needed, too.
         """
         passes: dict[str, TowerPass] = {}
-        outputs: Tensors = {}
-        for name, tensor in inputs.items():
-            if section_of(name) in _AFTER_TOWERS:
-                outputs[name] = tensor
+        tower_outputs: Tensors = {}
 
         constant_text_CE: Tensor | None = None
         if isinstance(self.text, Tensor):
@@ -113,17 +110,20 @@ class PromptedClip:
             passes["text"], text_outputs = self._text_pass(
                 self.text, inputs, frozen_BE, differentiable_twice=differentiable_twice
             )
-            outputs |= text_outputs
+            tower_outputs |= text_outputs
 
         constant_image_BE: Tensor | None = None
         if self.method.changes("vision"):
             passes["vision"], image_outputs = self._image_pass(
                 inputs, images, differentiable_twice=differentiable_twice
             )
-            outputs |= image_outputs
+            tower_outputs |= image_outputs
         else:
             constant_image_BE = self.image_features({}, images)["vision"]
 
+        working_dtype = self.clip.working_dtype
+        outputs = {name: tensor for name, tensor in inputs.items() if section_of(name) in _AFTER_TOWERS}
+        outputs |= {name: output.to(working_dtype) for name, output in tower_outputs.items()}
         return TowerPasses(self.clip.dtype, passes, outputs, constant_text_CE, constant_image_BE)
 
     def _text_pass(
@@ -132,7 +132,7 @@ class PromptedClip:
         """Return a pass through the text tower, and its output "text"."""
         if not self._text_needs_autodiff:
             features, text_tower_pass = text_pass(self.clip, text, self._by_layer(inputs, "text"))
-            return text_tower_pass, {"text": features.to(self.clip.working_dtype)}
+            return text_tower_pass, {"text": features}
 
         def text_outputs(tower_inputs: Tensors) -> Tensors:
             features = self._adapted_text(
@@ -150,7 +150,7 @@ class PromptedClip:
         assert isinstance(images, ImageTokens)
         if not self._vision_needs_autodiff:
             features, image_tower_pass = image_pass(self.clip, images, self._by_layer(inputs, "vision"))
-            return image_tower_pass, {"vision": features.to(self.clip.working_dtype)}
+            return image_tower_pass, {"vision": features}
 
         image_outputs = partial(
             self._adapted_images, images=images, differentiable_twice=differentiable_twice
