@@ -41,12 +41,21 @@ class TimedWorker(JobWorker):
 
     def __init__(self) -> None:
         self._spent: dict[str, float] = {}  # seconds by part
-        self._ready = 0.0  # when `build_run` or the session ended, whichever was later (time.time)
-        self._stepped = 0.0  # when the first training step began
+        # Moments, as time.time().
+        self._part_ended = 0.0  # end of the latest part that `_timed` measured
+        self._first_step_began = 0.0
 
     @ray.method
     def run(self, config: dict[str, Any], began: float) -> dict[str, float]:
-        """Start a trial and train one epoch. Return seconds by part since `began` (time.time)."""
+        """Start a trial and train one epoch.
+
+        Args:
+            config: Configuration that Ray Tune would pass to the actor.
+            began: Moment when the driver started the trial, as time.time().
+
+        Returns:
+            Seconds by part, and in `total` the seconds from `began` to the first training step.
+        """
         from prometar.training import epoch
         from prometar.training.session import Session
         from tune.execution import training
@@ -62,22 +71,22 @@ class TimedWorker(JobWorker):
             patch.object(epoch, "train_step", self._first_step_timed(train_step)),
         ):
             self.reset_config(config)
-            self.step()  # only says on which machine the trial runs
+            self.step()  # the first report only names the machine of the trial
             self.step()
-        total = self._stepped - began
+        total = self._first_step_began - began
         rest = total - sum(self._spent.values())
         return {**self._spent, "rest": rest, "total": total}
 
     def _timed(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return the function with a timer. Its time is that of a part."""
+        """Return a function that also records the duration of `function` as that of a part."""
 
         def timed(*args: Any, **kwargs: Any) -> Any:
             began = time.time()
             try:
                 return function(*args, **kwargs)
             finally:
-                self._ready = time.time()
-                self._spent[part] = self._ready - began
+                self._part_ended = time.time()
+                self._spent[part] = self._part_ended - began
 
         return timed
 
@@ -86,27 +95,49 @@ class TimedWorker(JobWorker):
 
         def timed(*args: Any, **kwargs: Any) -> Any:
             if "first batch" not in self._spent:
-                self._stepped = time.time()
-                self._spent["first batch"] = self._stepped - self._ready
+                self._first_step_began = time.time()
+                self._spent["first batch"] = self._first_step_began - self._part_ended
             return train_step(*args, **kwargs)
 
         return timed
 
 
-def requests(folder: str, resources: JobResources, count: int) -> list[dict[str, Any]]:
+def configs_of_trials(folder: str, resources: JobResources, count: int) -> list[dict[str, Any]]:
     """Return the configurations that Ray Tune would pass to the actor of each trial.
 
     Trials differ in the weight of the text distance.
+
+    Args:
+        folder: Folder in which each trial gets a folder for its files.
+        resources: Resources of each trial.
+        count: Number of trials.
     """
     config = configure("prometar", {"train.seed": 0, "train.epochs": 5})
-    passed = []
+    configs = []
     for number in range(count):
         run_folder = Path(folder) / f"{number:04d}"
         run_folder.mkdir()
         run_config = config.override({"regularizer.text_weight": 10.0 + number})
-        job = Job(f"trial {number}", {run_folder: run_config}, "drift", 20, number)
-        passed.append({"request": JobRequest(job, resources, resources.bundles())})
-    return passed
+        job = Job(
+            f"trial {number}",
+            {run_folder: run_config},
+            objective="drift",
+            val_per_class=20,
+            trial_number=number,
+        )
+        configs.append({"request": JobRequest(job, resources, resources.bundles())})
+    return configs
+
+
+def actor_class(resources: JobResources) -> Any:
+    """Return `TimedWorker` as a class of actors in the placement group of a trial."""
+    from ray.util.placement_group import placement_group
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    group = placement_group(resources.bundles())
+    ray.get(group.ready())
+    strategy = PlacementGroupSchedulingStrategy(group, 0, placement_group_capture_child_tasks=True)
+    return ray.remote(TimedWorker).options(num_cpus=0.5, scheduling_strategy=strategy)
 
 
 def measure(kind: str, trials: int) -> Figures:
@@ -117,32 +148,29 @@ def measure(kind: str, trials: int) -> Figures:
         trials: Number of trials. A reused actor trains one more before them, which is not counted.
     """
     from ray.actor import ActorHandle
-    from ray.util.placement_group import placement_group
-    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
     start_ray(num_cpus=2)
     resources = JobResources(num_concurrent=1, max_concurrent=1, cpus=1.0, gpus=0.0)
-    group = placement_group(resources.bundles())
-    ray.get(group.ready())
-    strategy = PlacementGroupSchedulingStrategy(group, 0, placement_group_capture_child_tasks=True)
-    actor = ray.remote(TimedWorker).options(num_cpus=0.5, scheduling_strategy=strategy)
+    actors = actor_class(resources)
     is_reused = kind == "reused actor"
     num_uncounted = 1 if is_reused else 0
-    rows: list[dict[str, float]] = []
+
+    seconds_of_trials: list[dict[str, float]] = []
     worker = None
     with TemporaryDirectory() as folder:
-        for request in requests(folder, resources, num_uncounted + trials):
+        for config in configs_of_trials(folder, resources, num_uncounted + trials):
             began = time.time()
             if worker is None:
-                worker = actor.remote()
-            rows.append(ray.get(worker.run.remote(request, began)))
+                worker = actors.remote()
+            seconds_of_trials.append(ray.get(worker.run.remote(config, began)))
             if not is_reused:
                 assert isinstance(worker, ActorHandle)
                 ray.kill(worker)
                 worker = None
     ray.shutdown()
-    counted = rows[num_uncounted:]
-    return {name: [row[name] for row in counted] for name in (*PARTS, "total")}
+
+    counted = seconds_of_trials[num_uncounted:]
+    return {name: [seconds[name] for seconds in counted] for name in (*PARTS, "total")}
 
 
 def main() -> None:
@@ -155,11 +183,13 @@ def main() -> None:
     if args.quick:
         args.repeats = 1
         args.trials = 2
-    kinds = {"new actor": min(2, args.trials), "reused actor": args.trials}
-    rounds = in_turn([{"kind": kind, "trials": count} for kind, count in kinds.items()], args)
+    # Two trials in new actors, because each start of a process takes seconds.
+    num_trials = {"new actor": min(2, args.trials), "reused actor": args.trials}
+    sides = [{"kind": kind, "trials": count} for kind, count in num_trials.items()]
+    rounds = in_turn(sides, args)
     print(describe(1))
     rows = []
-    for kind, seconds in zip(kinds, rounds, strict=True):
+    for kind, seconds in zip(num_trials, rounds, strict=True):
         medians = [median_of(seconds, name) for name in (*PARTS, "total")]
         rows.append((kind, *medians))
     print(table(("trial in", *(f"{name} s" for name in PARTS), "to first step s"), rows))

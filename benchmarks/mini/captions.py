@@ -6,6 +6,7 @@ class. Fine-grained names are therefore poorly aligned with images, as in CLIP.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
@@ -115,18 +116,25 @@ def build_corpus(templates: Sequence[str], tokenize: Callable[[list[str]], Tenso
         return [row[1 : int(row.argmax())].tolist() for row in rows]  # end-of-text is the largest id
 
     others = [template for template in dict.fromkeys(templates) if template not in PLAIN]
-    sides = [template.split("{}") for template in (*PLAIN, *others)]
-    before = encode([side[0].strip() for side in sides])
-    after = encode([side[1].strip() for side in sides])
+    texts_before = []
+    texts_after = []
+    for template in (*PLAIN, *others):
+        left, right = template.split("{}")
+        texts_before.append(left.strip())
+        texts_after.append(right.strip())
+    before = encode(texts_before)
+    after = encode(texts_after)
     phrases = [encode([word, *(f"{color} {word}" for color in COLORS)]) for word in WORDS]
+    all_phrases = list(chain.from_iterable(phrases))
 
     used_ids = {padding, start_of_text, end_of_text}
-    used_ids.update(token for part in (*before, *after) for token in part)
-    used_ids.update(token for row in phrases for phrase in row for token in phrase)
+    for part in (*before, *after, *all_phrases):
+        used_ids.update(part)
     used = sorted(used_ids)
     position = {token: index for index, token in enumerate(used)}
 
     def positions(part: Sequence[int]) -> tuple[int, ...]:
+        """Return the positions of tokens in `used`."""
         return tuple(position[token] for token in part)
 
     contexts = tuple(
@@ -134,7 +142,7 @@ def build_corpus(templates: Sequence[str], tokenize: Callable[[list[str]], Tenso
         for left, right in zip(before, after, strict=True)
     )
     longest_context = max(len(left) + len(right) for left, right in contexts)
-    longest_phrase = max(len(phrase) for row in phrases for phrase in row)
+    longest_phrase = max(map(len, all_phrases))
     return Corpus(
         contexts=contexts,
         phrases=tuple(tuple(positions(phrase) for phrase in row) for row in phrases),

@@ -95,6 +95,7 @@ def pretrain(
         The tensors to store (see `pack`).
     """
     model = build(mini_config(), seed)
+
     images = render_images(vision.images)
     log(f"rendered {len(images.labels)} images")
     if vision_file.exists():
@@ -104,11 +105,13 @@ def pretrain(
         model.visual.patch_dropout = PatchDropout(vision.dropped)
         train_vision(model.visual, images, vision, seed, log)
         safetensors.torch.save_file(model.visual.state_dict(), vision_file)
+
     features = image_features(model.visual, images)
     corpus = mini_corpus()
     num_texts = len(corpus.contexts) * sum(len(phrases) for phrases in corpus.phrases)
     log(f"captions: {num_texts} texts over {len(corpus.used)} tokens")
     rows = train_text(model, features, images, corpus, settings=text, captions=captions, seed=seed, log=log)
+
     state = model.state_dict()
     state[TOKEN_TABLE][corpus.used] = rows
     return pack(state, corpus.used)
@@ -144,6 +147,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="CPU threads, which affect rounding")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+
     vision = VisionSettings()
     text = TextSettings()
     captions = CaptionSettings()

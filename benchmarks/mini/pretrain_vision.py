@@ -24,6 +24,8 @@ MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 """Standard deviation of CLIP's training pixels (0 to 1) per channel."""
 COLORS = ("red", "yellow", "green", "turquoise", "blue", "purple", "grey")
+LOG_INTERVAL = 100
+"""Number of steps from one logged line to the next."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class VisionSettings:
         batch: Number of images per step.
         lr: Peak learning rate.
         weight_decay: Decay of matrices.
-        color_weight: Weight of the cross-entropy over colors. That over classes has weight 1.
+        color_weight: Weight of the cross-entropy over colors. The cross-entropy over classes has weight 1.
         scale: Scale of the cosine logits.
         crop: Smallest share of the side that a training crop keeps.
         dropped: Share of the patches that are omitted, to halve the time of a step.
@@ -129,7 +131,8 @@ def augment(images: Tensor, smallest: float, generator: torch.Generator) -> Tens
 def batches(num_images: int, size: int, steps: int, generator: torch.Generator) -> Iterator[Tensor]:
     """Yield `steps` batches (B,) of image indices.
 
-    Each epoch has a new order and drops the incomplete last batch. So `size` must not exceed `num_images`.
+    Each epoch has a new order and drops the incomplete last batch. `size` must not exceed `num_images`.
+    Otherwise, no batch would be complete.
     """
     num_yielded = 0
     while num_yielded < steps:
@@ -167,7 +170,7 @@ def optimizer_of(parameters: Sequence[Tensor], decay: float, undecayed: Sequence
     return AdamW(groups, betas=(0.9, 0.98))
 
 
-@torch.random.fork_rng(devices=[])  # open_clip drops patches by the global generator
+@torch.random.fork_rng(devices=[])  # open_clip omits patches by the global generator
 def train_vision(
     visual: Any, images: Images, settings: VisionSettings, seed: int, log: Callable[[str], None]
 ) -> None:
@@ -187,12 +190,14 @@ def train_vision(
     parameters = [*visual.parameters(), anchors]
     optimizer = optimizer_of(parameters, settings.weight_decay)
     first_undropped = round(settings.steps * settings.dropped_steps)
+
     visual.train()
     for step, index in enumerate(batches(len(images.labels), settings.batch, settings.steps, generator)):
         for group in optimizer.param_groups:
             group["lr"] = rate(step, settings.steps, settings.lr)
         if step == first_undropped:
             visual.patch_dropout = nn.Identity()
+
         inputs = augment(normalize(images.pixels[index]), settings.crop, generator)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             features = visual(inputs)
@@ -201,11 +206,12 @@ def train_vision(
         class_loss = F.cross_entropy(by_class, images.labels[index])
         color_loss = F.cross_entropy(by_color, images.colors[index])
         loss = class_loss + settings.color_weight * color_loss
+
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
-        if (step + 1) % 100 == 0:
+        if (step + 1) % LOG_INTERVAL == 0:
             accuracy = (by_class.argmax(1) == images.labels[index]).float().mean()
             losses = f"class {class_loss:.3f} color {color_loss:.3f}"
             log(f"vision step {step + 1} {losses} accuracy {accuracy:.3f}")

@@ -32,12 +32,14 @@ def _draw(noun: str, rng: np.random.Generator, size: int) -> Pixels:
     canvas = Canvas.figure(rng, size, radius=(0.65, 1.0), turn=0.4, shift=0.2, warp=0.06)
     angle = np.arctan2(canvas.y, canvas.x)
     radius = np.hypot(canvas.x, canvas.y / height)
+    # The outline's radius is 0.8, plus a sum of waves around the middle.
     waves = [
         amplitude * np.cos(number * angle + phase)
         for number, (amplitude, phase) in enumerate(zip(amplitudes, phases, strict=True), start=1)
     ]
     outline = 0.8 + sum(waves)
     inside = canvas.ink(outline - radius)
+
     first = vary_color(rng, tuple(colors[0]), 0.12)
     second = vary_color(rng, tuple(colors[1]), 0.12)
     third = vary_color(rng, tuple(colors[2]), 0.12)

@@ -4,6 +4,7 @@ The number of images per dataset and their colors determine how well `mini` know
 """
 
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -81,22 +82,29 @@ class WorldClass:
 def _classes_of(kind: Kind) -> list[WorldClass]:
     """Return the classes of a dataset in label order."""
     names = kind.rendered.classnames
-    first_half = set(names[: len(names) // 2])
-    family_of = {name: family for family, members in kind.rendered.families.items() for name in members}
+    middle = len(names) // 2
+    first_half = names[:middle]
+    second_half = names[middle:]
+    family_of: dict[str, str] = {}
+    for family, members in kind.rendered.families.items():
+        for name in members:
+            family_of[name] = family
     classes = []
     for name in names:
         family = family_of[name]
-        members = kind.rendered.families[family]
-        candidates = [member for member in members if (member in first_half) == (name in first_half)]
-        # The next one, or the first one after the last, so that each is the look-alike of one class.
+        own_half = first_half if name in first_half else second_half
+        candidates = [member for member in kind.rendered.families[family] if member in own_half]
+        # The next candidate, and after the last one the first, so that each is the look-alike of one class.
         look_alike = candidates[(candidates.index(name) + 1) % len(candidates)]
         classes.append(WorldClass(kind, name, look_alike, family))
     return classes
 
 
-CLASSES: tuple[WorldClass, ...] = tuple(each for kind in WORLD for each in _classes_of(kind))
+CLASSES: tuple[WorldClass, ...] = tuple(chain.from_iterable(map(_classes_of, WORLD)))
 """Classes of all datasets. The label of an image is an index into them."""
-WORDS: tuple[str, ...] = tuple(sorted({word for each in CLASSES for word in (each.name, each.family)}))
+_NAMES = {pictured.name for pictured in CLASSES}
+_FAMILIES = {pictured.family for pictured in CLASSES}
+WORDS: tuple[str, ...] = tuple(sorted(_NAMES | _FAMILIES))
 """Names of classes and families that captions use."""
 
 
