@@ -3,7 +3,8 @@
 The command line (`OPTIONS`), the arguments of `Study` and study.yaml are three forms of this tree.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import count, islice
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -11,6 +12,7 @@ from urllib.parse import quote
 
 from pydantic import ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
 
+from prometar.config.recipes import Protocol
 from prometar.config.settings import (
     Config,
     absolute_paths,
@@ -296,53 +298,28 @@ class StudyConfig(StrictModel):
         if RENDERED.keys() >= set(datasets):
             option_values.setdefault(EPOCHS_KEY, EPOCHS_IF_RENDERED)
             by_field.setdefault("search.trials", TRIALS_IF_RENDERED)
-        backbone, pretrained = resolve_backbone(
-            datasets, option_values.get("backbone.name"), option_values.get("backbone.pretrained")
+        builder = _BaselineBuilder(
+            method=method,
+            option_values=option_values | _data_and_backbone(datasets, option_values),
+            set_values=set_values,
+            seed=by_field.get("search.seed", 0),
+            protocol=protocol_of(by_field.get("search.objective", "drift")),
         )
-        root = option_values.pop("data.root", None)
-        if root:
-            reject_unused_root(datasets)
-        else:
-            root = default_root(*datasets)
-        option_values |= {
-            "backbone.name": backbone,
-            "backbone.pretrained": pretrained,
-            "data.name": next(iter(datasets), DEFAULT_DATASET),
-            "data.root": str(root) if root else None,
-        }
 
-        # Messages name the option of an invalid value. Of `option_values`, only --epochs is unchecked.
-        seed = {"train.seed": by_field.get("search.seed", 0)}
-        by_option = {"--epochs": option_values, "--set": set_values, "--seed": seed}
-        protocol = protocol_of(by_field.get("search.objective", "drift"))
-        baseline = absolute_paths(configure(method, by_source=by_option, protocol=protocol))
+        baseline = builder.build(next(iter(datasets), DEFAULT_DATASET))
         Config.require_used(set_values, [baseline], "the default settings")
-
-        def test_epochs(config: Config) -> int:
-            """Return the default number of epochs of the final test on the dataset of `config`."""
-            # Trials may be shorter than published, to save time. A test must not be shorter than the trials.
-            data = {"data.name": config.data.name, "data.shots": config.data.shots}
-            published = configure(method, data, protocol=protocol)
-            return max(published.train.epochs, config.train.epochs)
-
         given_test_epochs = by_field.get("test.epochs")
-        by_field.setdefault("test.epochs", test_epochs(baseline))
+        by_field.setdefault("test.epochs", builder.test_epochs(baseline))
 
-        # Arguments of a custom loader apply only to the first dataset.
-        set_values_of_others = {
-            key: value for key, value in set_values.items() if not key.startswith("data.args.")
-        }
         baseline_changes: dict[str, dict[str, Any]] = {}
+        builder_of_others = builder.without_loader_arguments()
         for dataset in datasets[1:]:
-            by_option = {
-                "--epochs": {**option_values, "data.name": dataset},
-                "--set": set_values_of_others,
-                "--seed": seed,
-            }
-            config = absolute_paths(configure(method, by_source=by_option, protocol=protocol))
+            config = builder_of_others.build(dataset)
             changes = _changes(config, baseline)
-            if given_test_epochs is None and test_epochs(config) != by_field["test.epochs"]:
-                changes[_TEST_EPOCHS_KEY] = test_epochs(config)
+            if given_test_epochs is None:
+                test_epochs = builder.test_epochs(config)
+                if test_epochs != by_field["test.epochs"]:
+                    changes[_TEST_EPOCHS_KEY] = test_epochs
             if changes:
                 baseline_changes[dataset] = changes
 
@@ -356,16 +333,7 @@ class StudyConfig(StrictModel):
         if EPOCHS_KEY in space.ranges or len(goals) > 1:
             by_field.setdefault("search.pruner", "none")
 
-        enqueued: list[Enqueued] = []
-        enqueued_studies: list[Path] = []
-        for source in _as_tuple(by_field.get("search.enqueue", ())):
-            path = Path(str(source))
-            if path.is_file():
-                for settings in load_enqueued(path, space):
-                    enqueued.append(Enqueued(settings=settings, source=str(path)))
-            else:
-                enqueued_studies.append(path)
-
+        enqueued, enqueued_studies = _load_sources(_as_tuple(by_field.get("search.enqueue", ())), space)
         by_field["search.datasets"] = datasets
         by_field["search.space"] = space
         by_field["search.enqueue"] = enqueued
@@ -395,7 +363,7 @@ class StudyConfig(StrictModel):
             digests: Current digests, as in `identity`.
 
         Raises:
-            UserError: it has changed. The message lists the differences.
+            UserError: the identity has changed. The message lists the differences.
         """
         changed = describe_differences(previous, self.identity(digests))
         if changed:
@@ -477,16 +445,15 @@ class StudyConfig(StrictModel):
     ) -> Config:
         """Return the configuration of one run.
 
-        The run has the given settings. Its other settings are those of the baseline on its dataset. There is
-        one exception. If the given settings are those of the baseline on the first dataset, the run has all
-        settings of the baseline on its own dataset.
+        The run has the given settings. Its other settings are those of the baseline on its dataset. If the
+        given settings are the default ones on the first dataset, the run is the baseline on its own dataset.
 
         Args:
             settings: Values of the searched settings by dotted key.
             dataset: Dataset of the run.
             seed: Seed of the run.
-            final_epochs: True for a run of the confirmation or the final test. It trains for `test.epochs`,
-                unless epochs are searched and `settings` are not the default settings.
+            final_epochs: True for a run of the confirmation or the final test. The run trains for
+                `test.epochs`, unless epochs are searched and `settings` are not the default settings.
         """
         changes, test_epochs = self._changes_on(dataset)
         is_baseline = settings == self.baseline_settings
@@ -510,6 +477,99 @@ def _values_of_run(by_field: Mapping[str, Any]) -> tuple[dict[str, Any], dict[st
         else:
             set_values[key] = value
     return option_values, set_values
+
+
+def _data_and_backbone(datasets: Sequence[str], option_values: Mapping[str, Any]) -> dict[str, object]:
+    """Return the data root and the backbone of all runs, by dotted key.
+
+    Raises:
+        UserError: a data root is given although no dataset needs it, or the backbone is invalid.
+    """
+    backbone, pretrained = resolve_backbone(
+        datasets, option_values.get("backbone.name"), option_values.get("backbone.pretrained")
+    )
+    root = option_values.get("data.root")
+    if root:
+        reject_unused_root(datasets)
+    else:
+        root = default_root(*datasets)
+    return {
+        "backbone.name": backbone,
+        "backbone.pretrained": pretrained,
+        "data.root": str(root) if root else None,
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class _BaselineBuilder:
+    """Builder of the baseline on each dataset of a study.
+
+    Args:
+        method: Name of a method, or path of a recipe file.
+        option_values: Settings of a run that have an option, by dotted key.
+        set_values: Settings of a run that are given with `--set`, by dotted key.
+        seed: Seed of a run. It is not validated yet.
+        protocol: Benchmark protocol, which determines the recipe's settings by dataset.
+    """
+
+    method: str
+    option_values: Mapping[str, Any]
+    set_values: Mapping[str, Any]
+    seed: object
+    protocol: Protocol
+
+    def build(self, dataset: str) -> Config:
+        """Return the baseline on a dataset.
+
+        Raises:
+            UserError: a value is invalid.
+        """
+        # Messages name the option of an invalid value. Of `option_values`, only --epochs is unchecked.
+        by_option = {
+            "--epochs": {**self.option_values, "data.name": dataset},
+            "--set": self.set_values,
+            "--seed": {"train.seed": self.seed},
+        }
+        return absolute_paths(configure(self.method, by_source=by_option, protocol=self.protocol))
+
+    def test_epochs(self, config: Config) -> int:
+        """Return the default number of epochs of the final test on the dataset of `config`.
+
+        Trials may be shorter than published, to save time. A test must not be shorter than the trials.
+        """
+        data = {"data.name": config.data.name, "data.shots": config.data.shots}
+        published = configure(self.method, data, protocol=self.protocol)
+        return max(published.train.epochs, config.train.epochs)
+
+    def without_loader_arguments(self) -> Self:
+        """Return the builder for further datasets. A custom loader's arguments are for the first one only."""
+        set_values: dict[str, Any] = {}
+        for key, value in self.set_values.items():
+            if not key.startswith("data.args."):
+                set_values[key] = value
+        return replace(self, set_values=set_values)
+
+
+def _load_sources(sources: Iterable[object], space: Space) -> tuple[list[Enqueued], list[Path]]:
+    """Return the enqueued settings in files, and the folders of studies.
+
+    Args:
+        sources: Values of `--enqueue`. Those that are not files are folders of studies.
+        space: Search space.
+
+    Raises:
+        UserError: the settings in a file are invalid.
+    """
+    enqueued: list[Enqueued] = []
+    studies: list[Path] = []
+    for source in sources:
+        path = Path(str(source))
+        if path.is_file():
+            for settings in load_enqueued(path, space):
+                enqueued.append(Enqueued(settings=settings, source=str(path)))
+        else:
+            studies.append(path)
+    return enqueued, studies
 
 
 def _changes(config: Config, baseline: Config) -> dict[str, Any]:
@@ -590,7 +650,7 @@ def _messages(error: ValidationError) -> Iterator[str]:
             yield f"{name} is not a setting."
         elif kind == "string_pattern_mismatch":
             yield f"{name} must be a name of letters, digits, '_', '-' and '.', got {problem['input']}."
-        elif kind == "value_error" and text.startswith("--"):  # it names the option
+        elif kind == "value_error" and text.startswith("--"):  # the text names the option
             yield f"{text}."
         else:
             yield f"{describe_problem(problem, name)}."
