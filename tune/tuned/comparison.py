@@ -296,8 +296,8 @@ class TunedComparison:
         search = stages["Search"]
         steps = total.steps
         if self.budget and self.budget.unit == "steps":
-            # Trials that have started when the budget is used up are finished.
-            overshoot = self.max_concurrent_trials * search.steps // search.runs
+            # Trials that have started when the budget is used up are finished, with all of their seeds.
+            overshoot = self.max_concurrent_trials * search.steps // self.trials
             steps -= max(0, search.steps - int(self.budget.amount) - overshoot)
         return total.runs, steps
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -240,6 +241,30 @@ def test_the_plan_states_runs_steps_and_hours_and_writes_nothing(
     assert "In total at most 33 runs, " in printed
     assert " hours (" in printed
     assert "zero-shot: 1 run without training, nothing to tune" in printed
+
+
+def planned_steps(out: Path, capsys: pytest.CaptureFixture[str], *options: object) -> int:
+    """Return the maximum number of steps of the method vpt in the plan."""
+    small = ("--datasets", "cells", "--methods", "maple", "vpt", "--seeds", "5", "--epochs", "2")
+    assert compare(out, *small, *options, "--plan") == 0
+    match = re.search(r"vpt: 1 study, at most \d+ runs and ([\d,]+) steps", capsys.readouterr().out)
+    assert match is not None
+    return int(match[1].replace(",", ""))
+
+
+def test_the_plan_of_a_budget_includes_all_seeds_of_the_trials_that_are_finished(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Trials that have started when the budget is used up train with all of their seeds."""
+
+    def saved_steps(seeds_per_trial: int) -> int:
+        seeds = ("--set", f"search.seeds_per_trial={seeds_per_trial}")
+        without_budget = planned_steps(tmp_path / "out", capsys, *seeds)
+        with_budget = planned_steps(tmp_path / "out", capsys, *seeds, "--budget", "1", "steps")
+        return without_budget - with_budget
+
+    # A budget of one step saves all trials but the one that runs at a time, less that step.
+    assert saved_steps(2) + 1 == 2 * (saved_steps(1) + 1)
 
 
 WRONG: list[tuple[list[object], str]] = [
