@@ -3,13 +3,14 @@
 import html
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import optuna
 import optuna.visualization as visualization
 import plotly.graph_objects as go
 from markupsafe import Markup
+from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
@@ -18,6 +19,7 @@ from plotly.io import to_html
 from plotly.subplots import make_subplots
 
 from prometar.cli.console import format_duration
+from prometar.training.classification import ClassificationMetrics
 from tune.config import DIRECTIONS, Goal
 from tune.records.folder import Records
 from tune.records.schema import (
@@ -34,26 +36,31 @@ from tune.report.formatting import format_difference
 from tune.report.statements import LABELS
 from tune.space.ranges import Choice, Range
 
+Floats = NDArray[np.float64]
+
 ORANGE = "#c05621"
 DARK = "#2d3748"
 BLUE = "#2b6cb0"
 GRAY = "#7b8794"
 _SLICES_PER_ROW = 3  # more do not fit into the width of the page
-MAX_SLICES = 6  # number of settings that are plotted against the score, most important first
+MAX_SLICES = 6
+"""Maximum number of settings that are plotted against the score, the most important ones first."""
 MIN_IMPORTANCE_TRIALS = 8
 """Minimum number of completed trials for importances. With fewer trials, importances are noise."""
 _EVALUATOR = PedAnovaImportanceEvaluator(target_quantile=0.25)  # compares the best quarter with all trials
 _MAX_IDLE = 60.0  # longest idle time in a timeline, in seconds
-_MAX_MINUTES = 180  # longest timeline with an axis in minutes
+_MAX_MINUTES = 180  # a longer timeline has an axis in hours
 _STAGE_COLORS = {"Search": BLUE, "Confirmation": "#2f855a", "Final test": ORANGE}
 _OUTCOME_COLORS = {"failed": "#c53030", "interrupted": GRAY}
 _AXIS = {"gridcolor": "#e6eaef", "linecolor": "#a3adba", "zeroline": False, "automargin": True}
 
-_HEAT_MAP_HEIGHT = 480
+_DOTTED_LINE = {"color": "#cbd5e0", "dash": "dot", "width": 1}
+
+_HEAT_MAP_HEIGHT = 480  # pixels
 _MAX_TICK_LENGTH = 24
-"""Maximum length of the name of a class or dataset at an axis."""
+"""Maximum number of characters in the name of a class or dataset at an axis."""
 _MAX_LABELED_CLASSES = 40
-"""Maximum number of classes whose names a confusion matrix shows. Names of more classes would overlap."""
+"""A confusion matrix of more classes shows no class names, because they would overlap."""
 
 _MARKERS = {
     "trials": {"color": BLUE, "size": 8, "opacity": 0.6},
@@ -76,7 +83,10 @@ def plots(records: Records, running: Sequence[TimelineEntry] = ()) -> dict[str, 
 
 
 def _search_plots(records: Records) -> dict[str, go.Figure]:
-    """Return Optuna's plots of the search, and a plot of the accuracies of the trials."""
+    """Return Optuna's plots of the search, and a plot of the accuracies of the trials.
+
+    Without a completed trial, return {}.
+    """
     goals = records.config.search.goals
     figures: dict[str, go.Figure] = {}
     study = rebuild_study(records, goals[:1])  # only the Pareto front shows several goals
@@ -84,28 +94,38 @@ def _search_plots(records: Records) -> dict[str, go.Figure]:
         return {}
     target_name = escape(records.study.score_name if goals[0] == "objective" else goals[0])
     with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
-        # A setting that only one trial has (or lacks). Optuna then uses the other trials.
+        # Optuna warns if only one trial has or lacks a setting, and then uses the other trials.
         warnings.filterwarnings("ignore", "Some regimes for parameter", UserWarning)
         figures["history"] = visualization.plot_optimization_history(study, target_name=target_name)
         if len(goals) in (2, 3):  # Optuna plots only fronts of two or three goals
             figures["pareto"] = visualization.plot_pareto_front(
                 rebuild_study(records, goals), target_names=list(goals)
             )
-        ranked = list(importances(study))
-        if ranked:
-            figures["importance"] = visualization.plot_param_importances(
-                study, evaluator=_EVALUATOR
-            ).update_layout(xaxis_title="importance", yaxis_title=None)
-        for first in range(0, min(len(ranked), MAX_SLICES), _SLICES_PER_ROW):
-            names = ranked[first : min(first + _SLICES_PER_ROW, MAX_SLICES)]
-            row = visualization.plot_slice(study, params=names, target_name=target_name)
-            row.update_layout(width=None)  # as wide as the page, not 300 pixels per setting
-            figures[f"slice-{first // _SLICES_PER_ROW + 1}"] = row
+        figures |= _importance_plots(study, target_name)
         if any(trial.intermediate_values for trial in study.get_trials(deepcopy=False)):
-            figures["curves"] = visualization.plot_intermediate_values(study)
-            figures["curves"].update_layout(xaxis_title="epoch", yaxis_title=escape(records.study.score_name))
-    if any(trial.base is not None and trial.new is not None for trial in records.trials):
+            curves = visualization.plot_intermediate_values(study)
+            curves.update_layout(xaxis_title="epoch", yaxis_title=escape(records.study.score_name))
+            figures["curves"] = curves
+    has_accuracies = any(trial.base is not None and trial.new is not None for trial in records.trials)
+    if has_accuracies:
         figures["accuracies"] = plot_accuracies(_trials_by_label(records))
+    return figures
+
+
+def _importance_plots(study: optuna.Study, target_name: str) -> dict[str, go.Figure]:
+    """Return a plot of the importance of settings, and rows of slices for the most important ones."""
+    ranked_settings = list(importances(study))
+    if not ranked_settings:
+        return {}
+    importance = visualization.plot_param_importances(study, evaluator=_EVALUATOR)
+    importance.update_layout(xaxis_title="importance", yaxis_title=None)
+    figures = {"importance": importance}
+    sliced_settings = ranked_settings[:MAX_SLICES]
+    for number, first in enumerate(range(0, len(sliced_settings), _SLICES_PER_ROW), 1):
+        settings_of_row = sliced_settings[first : first + _SLICES_PER_ROW]
+        slices = visualization.plot_slice(study, params=settings_of_row, target_name=target_name)
+        slices.update_layout(width=None)  # as wide as the page, not 300 pixels per setting
+        figures[f"slice-{number}"] = slices
     return figures
 
 
@@ -123,7 +143,10 @@ def _trials_by_label(records: Records) -> dict[str, list[TrialRecord]]:
 
 
 def rebuild_study(records: Records, goals: Sequence[Goal]) -> optuna.Study:
-    """Rebuild the Optuna study. Trials outside the space or without a value for a goal count as failed."""
+    """Rebuild the Optuna study from the records of its trials.
+
+    Trials that have settings outside the space, or no value for a goal, count as failed.
+    """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(directions=[DIRECTIONS[goal] for goal in goals])
     study.add_trials(_frozen_trial(trial, records, goals) for trial in records.trials)
@@ -133,8 +156,8 @@ def rebuild_study(records: Records, goals: Sequence[Goal]) -> optuna.Study:
 def _frozen_trial(trial: TrialRecord, records: Records, goals: Sequence[Goal]) -> FrozenTrial:
     ranges = records.config.search.space.ranges
     values = [getattr(trial, goal) for goal in goals]
-    in_range = all(key in ranges and ranges[key].contains(value) for key, value in trial.settings.items())
-    if not in_range or trial.state == "FAIL" or None in values:
+    in_space = all(key in ranges and ranges[key].contains(value) for key, value in trial.settings.items())
+    if not in_space or trial.state == "FAIL" or None in values:
         return create_trial(state=TrialState.FAIL)
     return create_trial(
         state=TrialState[trial.state],
@@ -159,7 +182,7 @@ def escape(value: Any) -> Any:
 
 
 def _tick_label(name: str) -> str:
-    """Return the escaped name. Long names are cut, because they would take the space of the plot."""
+    """Return the escaped name. Long names are cut, so that the plot keeps its space."""
     if len(name) > _MAX_TICK_LENGTH:
         name = f"{name[: _MAX_TICK_LENGTH - 1]}…"
     return escape(name)
@@ -177,20 +200,29 @@ def _final_test_plots(records: Records) -> dict[str, go.Figure]:
     test = records.current_test
     if test is None or not test.seeds:
         return {}
-    names = reversed(test.compared_names)  # so that the selected settings are drawn on top
-    runs = {LABELS[name]: test.runs(name) for name in names}
-    figures = {"tested": plot_accuracies(runs)}
-    if any(each.difference for each in test.datasets.values()):
+    names = test.compared_names
+    # Reversed, so that the selected settings are drawn on top.
+    runs_by_label = {LABELS[name]: test.runs(name) for name in reversed(names)}
+    figures = {"tested": plot_accuracies(runs_by_label)}
+    if any(dataset_test.difference for dataset_test in test.datasets.values()):
         figures["pairs"] = plot_seed_pairs(test)
     for number, dataset_test in enumerate(test.datasets.values(), 1):
-        if metrics_by_part(getattr(dataset_test, test.compared_names[0])):
-            figures[f"confusion-{number}"] = plot_confusion(dataset_test, test.compared_names[0])
-            figures[f"calibration-{number}"] = plot_calibration(dataset_test, test.compared_names)
+        has_metrics = bool(metrics_by_part(getattr(dataset_test, names[0])))
+        if has_metrics:
+            figures[f"confusion-{number}"] = plot_confusion(dataset_test, names[0])
+            figures[f"calibration-{number}"] = plot_calibration(dataset_test, names)
     return figures
 
 
 def plot_confusion(dataset_test: DatasetTest, name: SettingsName) -> go.Figure:
-    """Plot the confusion matrices of base and new classes, summed over the seeds, in percent of each row."""
+    """Plot the confusion matrices of base and new classes, summed over the seeds.
+
+    A row contains the images of a class, and its cells are in percent of these images.
+
+    Args:
+        dataset_test: Final test on a dataset.
+        name: Settings whose runs are plotted.
+    """
     by_part = metrics_by_part(getattr(dataset_test, name))
     figure = make_subplots(
         cols=len(by_part),
@@ -198,14 +230,11 @@ def plot_confusion(dataset_test: DatasetTest, name: SettingsName) -> go.Figure:
         horizontal_spacing=0.16,
     )
     for column, metrics in enumerate(by_part.values(), 1):
-        classnames = [escape(name) for name in metrics[0].classnames]
-        counts = np.zeros((len(classnames), len(classnames)))
-        for each in metrics:
-            for label, predicted, count in each.confusion or ():
-                counts[label, predicted] += count
-        rows = counts.sum(axis=1, keepdims=True)
+        classnames = [escape(classname) for classname in metrics[0].classnames]
+        counts = _confusion_counts(metrics)
+        images_per_class = counts.sum(axis=1, keepdims=True)
         figure.add_heatmap(
-            z=100 * counts / np.maximum(1, rows),
+            z=100 * counts / np.maximum(1, images_per_class),
             zmin=0,
             zmax=100,
             colorscale="Blues",
@@ -216,19 +245,34 @@ def plot_confusion(dataset_test: DatasetTest, name: SettingsName) -> go.Figure:
             row=1,
             col=column,
         )
-        labels = {
+        ticks = {
             "tickvals": list(range(len(classnames))),
-            "ticktext": [_tick_label(name) for name in metrics[0].classnames],
+            "ticktext": [_tick_label(classname) for classname in metrics[0].classnames],
             "showticklabels": len(classnames) <= _MAX_LABELED_CLASSES,
             "tickfont": {"size": 10},
         }
-        figure.update_xaxes(title="predicted", tickangle=-60, row=1, col=column, **labels)
-        figure.update_yaxes(title="true class", autorange="reversed", row=1, col=column, **labels)
+        figure.update_xaxes(title="predicted", tickangle=-60, row=1, col=column, **ticks)
+        figure.update_yaxes(title="true class", autorange="reversed", row=1, col=column, **ticks)
     return figure.update_layout(height=_HEAT_MAP_HEIGHT)
 
 
+def _confusion_counts(metrics: Sequence[ClassificationMetrics]) -> Floats:
+    """Return the numbers of predictions over all seeds, of shape (true classes, predicted classes)."""
+    num_classes = len(metrics[0].classnames)
+    counts = np.zeros((num_classes, num_classes))
+    for metrics_of_seed in metrics:
+        for label, predicted, count in metrics_of_seed.confusion or ():
+            counts[label, predicted] += count
+    return counts
+
+
 def plot_calibration(dataset_test: DatasetTest, names: Sequence[SettingsName]) -> go.Figure:
-    """Plot accuracy against confidence (reliability diagram) for base and new classes, over all seeds."""
+    """Plot accuracy against confidence (reliability diagram) for base and new classes, over all seeds.
+
+    Args:
+        dataset_test: Final test on a dataset.
+        names: Settings whose runs are plotted, each as a line.
+    """
     parts = list(metrics_by_part(getattr(dataset_test, names[0])))
     figure = make_subplots(cols=len(parts))
     for column, part in enumerate(parts, 1):
@@ -236,7 +280,7 @@ def plot_calibration(dataset_test: DatasetTest, names: Sequence[SettingsName]) -
             x=[0, 100],
             y=[0, 100],
             mode="lines",
-            line={"color": "#cbd5e0", "dash": "dot", "width": 1},
+            line=_DOTTED_LINE,
             hoverinfo="skip",
             showlegend=False,
             row=1,
@@ -246,18 +290,11 @@ def plot_calibration(dataset_test: DatasetTest, names: Sequence[SettingsName]) -
             metrics = metrics_by_part(getattr(dataset_test, name)).get(part, [])
             if not metrics:
                 continue
-            # Over all seeds: `counts` are sums, `confidences` and `accuracies` are means weighted by count.
-            bins = np.array([each.bins for each in metrics])  # (seeds, bins, [count, confidence, accuracy])
-            counts_by_seed = bins[:, :, 0]
-            counts = counts_by_seed.sum(axis=0)
-            is_filled = counts > 0
-            counts = counts[is_filled]
-            confidences = (counts_by_seed * bins[:, :, 1]).sum(axis=0)[is_filled] / counts
-            accuracies = (counts_by_seed * bins[:, :, 2]).sum(axis=0)[is_filled] / counts
+            bins = _calibration_bins(metrics)
             figure.add_scatter(
-                x=confidences,
-                y=accuracies,
-                text=[f"{count:.0f} predictions" for count in counts],
+                x=bins.confidences,
+                y=bins.accuracies,
+                text=[f"{count:.0f} predictions" for count in bins.counts],
                 mode="lines+markers",
                 name=LABELS[name],
                 legendgroup=name,
@@ -272,36 +309,59 @@ def plot_calibration(dataset_test: DatasetTest, names: Sequence[SettingsName]) -
     return figure
 
 
+class _Bins(NamedTuple):
+    """Bins of a reliability diagram that contain predictions. Confidences and accuracies are in percent."""
+
+    counts: Floats
+    confidences: Floats
+    accuracies: Floats
+
+
+def _calibration_bins(metrics: Sequence[ClassificationMetrics]) -> _Bins:
+    """Return the bins over all seeds: the sums of the counts, and other means weighted by count."""
+    bins = np.array([metrics_of_seed.bins for metrics_of_seed in metrics])
+    counts_by_seed, confidences_by_seed, accuracies_by_seed = np.moveaxis(bins, -1, 0)  # (seeds, bins) each
+    counts = counts_by_seed.sum(axis=0)
+    is_filled = counts > 0
+    counts = counts[is_filled]
+    return _Bins(
+        counts=counts,
+        confidences=(counts_by_seed * confidences_by_seed).sum(axis=0)[is_filled] / counts,
+        accuracies=(counts_by_seed * accuracies_by_seed).sum(axis=0)[is_filled] / counts,
+    )
+
+
 def plot_accuracies(groups: Mapping[str, Sequence[TrialRecord | RunScore]]) -> go.Figure:
-    """Plot the new accuracy against the base accuracy, with dotted lines of equal harmonic mean."""
+    """Plot the new accuracy against the base accuracy, with dotted lines of equal harmonic mean (H).
+
+    Args:
+        groups: Trials or runs by name in the legend. The last group is drawn on top.
+    """
     figure = go.Figure()
-    points_by_group = {
-        name: [(each.base, each.new) for each in group if each.base is not None and each.new is not None]
-        for name, group in groups.items()
-    }
-    all_points = [point for group in points_by_group.values() for point in group]
+    points_by_group = {name: _accuracies(group) for name, group in groups.items()}
+    all_points: list[tuple[float, float]] = []
+    for points in points_by_group.values():
+        all_points += points
     bases = [base for base, _ in all_points] or [50.0]  # an empty plot still has axes
     news = [new for _, new in all_points] or [50.0]
     low = min(bases) - 1
     high = max(bases) + 1
-    grid = [low + (high - low) * i / 50 for i in range(51)]
-    means = [2 * base * new / (base + new) for base, new in all_points if base + new]
-    multiples_of_5 = {5 * round(mean / 5) for mean in means}
-    for harmonic in sorted(multiples_of_5 - {0}):
+    base_grid = [low + (high - low) * step / 50 for step in range(51)]
+    for harmonic in _rounded_harmonic_means(all_points):
         # H = 2 base new / (base + new), solved for new.
-        line_bases = [base for base in grid if 2 * base > harmonic]
+        line_bases = [base for base in base_grid if 2 * base > harmonic]
         figure.add_scatter(
             x=line_bases,
             y=[harmonic * base / (2 * base - harmonic) for base in line_bases],
             mode="lines",
-            line={"color": "#cbd5e0", "dash": "dot", "width": 1},
+            line=_DOTTED_LINE,
             hovertemplate=f"H = {harmonic}<extra></extra>",
             showlegend=False,
         )
-    for name, group in points_by_group.items():
+    for name, points in points_by_group.items():
         figure.add_scatter(
-            x=[base for base, _ in group],
-            y=[new for _, new in group],
+            x=[base for base, _ in points],
+            y=[new for _, new in points],
             mode="markers",
             name=name,
             marker=_MARKERS[name],
@@ -311,8 +371,23 @@ def plot_accuracies(groups: Mapping[str, Sequence[TrialRecord | RunScore]]) -> g
     return figure.update_yaxes(title="new accuracy (%)", range=[min(news) - 1, max(news) + 1])
 
 
+def _accuracies(group: Sequence[TrialRecord | RunScore]) -> list[tuple[float, float]]:
+    """Return base and new accuracy of each trial or run that has both, in percent."""
+    return [(each.base, each.new) for each in group if each.base is not None and each.new is not None]
+
+
+def _rounded_harmonic_means(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Return the distinct harmonic means of the points, rounded to multiples of 5, in order and without 0."""
+    rounded: set[int] = set()
+    for base, new in points:
+        if base + new:
+            harmonic = 2 * base * new / (base + new)
+            rounded.add(5 * round(harmonic / 5))
+    return sorted(rounded - {0})
+
+
 def plot_seed_pairs(test: FinalTest) -> go.Figure:
-    """For each dataset, plot the difference in H per seed, and the mean and interval of these differences."""
+    """Plot a row per dataset: the difference in H of each seed pair, and their mean with its interval."""
     figure = go.Figure().add_vline(x=0, line={"color": "#4a5568", "width": 1.5})
     for row, (name, dataset_test) in enumerate(test.datasets.items()):
         pair_differences = paired_differences(dataset_test.selected, dataset_test.baseline)
@@ -350,19 +425,23 @@ def plot_timeline(entries: Sequence[TimelineEntry]) -> go.Figure:
     starts = _starts_without_idle_time(ordered)
     durations = [max(0.0, (entry.ended - entry.started).total_seconds()) for entry in ordered]
     total = max(start + duration for start, duration in zip(starts, durations, strict=True))
-    unit, seconds_per_unit = ("hours", 3600.0) if total > _MAX_MINUTES * 60 else ("minutes", 60.0)
-    bars_by_kind: dict[tuple[str, str], list[int]] = {}
+    unit = "minutes"
+    seconds_per_unit = 60.0
+    if total > _MAX_MINUTES * 60:
+        unit = "hours"
+        seconds_per_unit = 3600.0
+    # Bars of the same stage and outcome share a color and an entry in the legend.
+    indices_by_kind: dict[tuple[str, str], list[int]] = {}
     for index, entry in enumerate(ordered):
-        bars_by_kind.setdefault((entry.stage, entry.outcome), []).append(index)
+        indices_by_kind.setdefault((entry.stage, entry.outcome), []).append(index)
     figure = go.Figure()
-    for (stage, outcome), indices in bars_by_kind.items():
-        is_usual = outcome == "finished"
+    for (stage, outcome), indices in indices_by_kind.items():
         figure.add_bar(
             orientation="h",
             base=[starts[index] / seconds_per_unit for index in indices],
             x=[durations[index] / seconds_per_unit for index in indices],
             y=[f"slot {ordered[index].slot}" for index in indices],
-            name=escape(stage if is_usual else f"{stage}, {outcome}"),
+            name=escape(stage if outcome == "finished" else f"{stage}, {outcome}"),
             text=[
                 escape(f"{ordered[index].job}: {outcome}, {format_duration(durations[index])}")
                 for index in indices
@@ -382,11 +461,12 @@ def _bar_color(stage: str, outcome: str) -> str:
     if outcome in _OUTCOME_COLORS:
         return _OUTCOME_COLORS[outcome]
     color = _STAGE_COLORS.get(stage, DARK)
-    return f"{color}80" if outcome in ("pruned", "running") else color  # 80: half transparent
+    is_half_transparent = outcome in ("pruned", "running")
+    return f"{color}80" if is_half_transparent else color
 
 
 def _starts_without_idle_time(ordered: Sequence[TimelineEntry]) -> list[float]:
-    """Return the start of each entry in seconds after the first, with idle times of at most `_MAX_IDLE`.
+    """Return the start of each entry in seconds after the first, with idle times cut to `_MAX_IDLE`.
 
     Args:
         ordered: Entries in order of their start.
