@@ -10,7 +10,7 @@ from functools import cache, cached_property, lru_cache, partial
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -76,28 +76,34 @@ def tokenize(texts: Sequence[str], context_length: int = 77) -> Tensor:
     Raises:
         UserError: a text has more tokens, as in OpenAI's tokenizer.
     """
-    # open_clip cuts texts, so a text that is too long also fills one more token.
-    ids_NT = _submodule("tokenizer").tokenize(list(texts), context_length + 1)
-    _require_complete(texts, ids_NT[:, context_length] == 0, context_length)
-    return ids_NT[:, :context_length].contiguous()
+    # open_clip cuts long texts without a warning. A text that fits leaves the additional last token empty.
+    longer_NT = _submodule("tokenizer").tokenize(list(texts), context_length + 1)
+    is_complete_N = longer_NT[:, context_length] == 0
+    _require_complete(texts, is_complete_N, context_length)
+    return longer_NT[:, :context_length].contiguous()
 
 
 def _require_complete(texts: Sequence[str], is_complete_N: Tensor, context_length: int) -> None:
     """Raise a UserError that names the first text that is not complete."""
-    cut = [text for text, is_complete in zip(texts, is_complete_N.tolist(), strict=True) if not is_complete]
-    if cut:
-        more = f" and {len(cut) - 1} more" if len(cut) > 1 else ""
-        raise UserError(
-            f"The backbone accepts {context_length} tokens per text, but {cut[0][:60]!a}...{more} would be "
-            "cut. Use shorter class names, templates, regularizer.texts or a smaller prompts.text_length."
-        )
+    cut_texts = []
+    for text, is_complete in zip(texts, is_complete_N.tolist(), strict=True):
+        if not is_complete:
+            cut_texts.append(text)
+    if not cut_texts:
+        return
+    first, *others = cut_texts
+    more = f" and {len(others)} more" if others else ""
+    raise UserError(
+        f"The backbone accepts {context_length} tokens per text, but {first[:60]!a}...{more} would be cut. "
+        "Use shorter class names, templates, regularizer.texts or a smaller prompts.text_length."
+    )
 
 
 @dataclass(frozen=True)
 class Backbone:
     """Frozen CLIP, its tokenizer, and the channel means and standard deviations that normalize its images.
 
-    vocabulary: Names of common objects. `prometar.training.drift` uses those unrelated to the dataset.
+    vocabulary: Names of common objects. `prometar.training.drift` uses the names unrelated to the dataset.
     tf32: True if float32 matrix products use TF32 on GPUs, in training and scoring.
     folded_digest: Digest of the folded weights if `clip` is not folded.
     """
@@ -117,13 +123,17 @@ class Backbone:
 
     def token_ids(self, text: str) -> Tensor:
         """Return the token ids of a text without start, end and padding tokens."""
-        start = self.clip.num_start
-        ids = self.tokenize([text])[0]
+        (ids,) = self.tokenize([text])
         if self.clip.causal:
-            return ids[start : ids.argmax()]  # the end token has the largest id
-        # The tokens of an empty text, after its start tokens, are end and padding.
-        is_end = torch.isin(ids[start:], self.tokenize([""])[0][start:])
-        return ids[start : start + int(is_end.int().argmax())]
+            end = int(ids.argmax())  # the end token has the largest id
+            return ids[self.clip.num_start : end]
+        # After its start tokens, an empty text consists of end and padding tokens.
+        (ids_without_text,) = self.tokenize([""])
+        end_and_padding = ids_without_text[self.clip.num_start :]
+        after_start = ids[self.clip.num_start :]
+        is_end = torch.isin(after_start, end_and_padding)
+        num_text_tokens = int(is_end.int().argmax())  # argmax returns the first True
+        return after_start[:num_text_tokens]
 
     def normalize(self, images_BHW3: Tensor) -> Tensor:
         """Convert uint8 images to normalized (B, 3, H, W) in the backbone's precision, on its device."""
@@ -134,9 +144,10 @@ class Backbone:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 (hex) of the folded weights, also if `clip` is not folded.
+        """SHA-256 (hex) of the folded weights, even if `clip` is not folded.
 
-        So methods that change blocks can be compared with others. Computing it takes a second for ViT-B/16.
+        So a method that changes blocks has the same digest as other methods, and results can be compared.
+        Computing the digest takes a second for ViT-B/16.
         """
         return self.folded_digest or weights_digest(self.clip)
 
@@ -162,6 +173,7 @@ def _hub_tokenizer(name: str) -> Tokenize:
         tokenizer = _open_clip().get_tokenizer(name, trust_remote_code=False)
 
     def complete_ids(texts: Sequence[str]) -> Tensor:
+        # A text is cut if it has more tokens when the context is longer.
         ids_NT = tokenizer(list(texts))
         context_length = ids_NT.shape[1]
         longer_NT = tokenizer(list(texts), context_length=context_length + 1)
@@ -202,9 +214,9 @@ def build_backbone(name: str, pretrained: str | None, clip: Clip) -> Backbone:
     if name == "mini":
         return Backbone(name, clip, vocabulary=MINI_VOCABULARY)
     tags = tags_of(name)
-    used_tags = [pretrained] if pretrained in tags else tags
+    possible_tags = [pretrained] if pretrained in tags else tags  # a file may contain weights of any tag
     normalizations = set()
-    for tag in used_tags:
+    for tag in possible_tags:
         config = _open_clip().get_pretrained_cfg(name, tag)
         tag_mean = tuple(config.get("mean") or OPENAI_MEAN)
         tag_std = tuple(config.get("std") or OPENAI_STD)
@@ -239,16 +251,25 @@ def load_clip(name: str, pretrained: str | None) -> Clip:
     if pretrained == "random":
         with torch.random.fork_rng(devices=[]), suppress_logs():
             torch.manual_seed(0)
-            return _build_clip(name, _open_clip().create_model(name, pretrained=None).state_dict())
-    if pretrained not in tags_of(name):
-        state = read_weights(Path(str(pretrained)))
+            model = _open_clip().create_model(name, pretrained=None)
+            return _build_clip(name, model.state_dict())
+
+    tag_or_file = str(pretrained)
+    if tag_or_file in tags_of(name):
+        state = _download_weights(name, tag_or_file)
     else:
-        url = _weights_url(name, str(pretrained))
-        fix = f"Download {url} on another machine, and set backbone.pretrained (--pretrained) to the file."
-        with convert_download_errors(f"the weights '{pretrained}' of {name}", fix):
-            state = _open_clip().create_model(name, pretrained=pretrained).state_dict()
-    require_tensors(_architecture_and_state(name)[1], state, source=str(pretrained))
+        state = read_weights(Path(tag_or_file))
+    require_tensors(_describe_model(name).empty_state, state, source=tag_or_file)
     return _build_clip(name, state)
+
+
+def _download_weights(name: str, tag: str) -> Mapping[str, Tensor]:
+    """Return the state dict of a tag's weights, which open_clip downloads once."""
+    url = _weights_url(name, tag)
+    fix = f"Download {url} on another machine, and set backbone.pretrained (--pretrained) to the file."
+    with convert_download_errors(f"the weights '{tag}' of {name}", fix):
+        state: Mapping[str, Tensor] = _open_clip().create_model(name, pretrained=tag).state_dict()
+    return state
 
 
 def require_backbone(name: str, pretrained: str | None) -> None:
@@ -258,9 +279,8 @@ def require_backbone(name: str, pretrained: str | None) -> None:
         UserError: the name or tag is unknown, no weights are specified, `transformers` is required but not
             installed, the model is not supported, or its activation differs from that of the weights.
     """
-    _architecture_and_state(name)
-    config = _config(name)
-    tokenizer = config["text_cfg"].get("hf_tokenizer_name")
+    _describe_model(name)  # refuses models that are not supported
+    tokenizer = _config(name)["text_cfg"].get("hf_tokenizer_name")
     if tokenizer and find_spec("transformers") is None:
         raise UserError(
             f"Backbone {name} uses the tokenizer {tokenizer}, which requires transformers. "
@@ -273,32 +293,53 @@ def require_backbone(name: str, pretrained: str | None) -> None:
         )
     if pretrained in (None, "random"):
         return
-    tags = tags_of(name)
-    if pretrained not in tags:
-        file = Path(str(pretrained))
-        if file.suffix in {".pt", ".pth", ".bin", ".safetensors"} or file_size(file) is not None:
-            return  # `load_clip` checks the file
-        if name == "mini":
-            raise UserError(
-                f"mini contains its weights, so --pretrained {pretrained} does not apply. Omit it, or also "
-                "pass --backbone, such as ViT-B-16-quickgelu."
-            )
-        known = ", ".join(tags) or "none"
+    tag_or_file = str(pretrained)
+    if tag_or_file in tags_of(name):
+        _require_same_activation(name, tag_or_file)
+    else:
+        _require_weights_file(name, tag_or_file)
+
+
+def _require_same_activation(name: str, tag: str) -> None:
+    """Check that a tag's weights were trained with the model's activation.
+
+    Raises:
+        UserError: one of them uses QuickGELU and the other GELU.
+    """
+    weights_use_quick_gelu = bool(_open_clip().get_pretrained_cfg(name, tag).get("quick_gelu", False))
+    model_uses_quick_gelu = bool(_config(name).get("quick_gelu"))
+    if weights_use_quick_gelu == model_uses_quick_gelu:
+        return
+    activation = "gelu"
+    matching_name = name.removesuffix("-quickgelu")
+    if weights_use_quick_gelu:
+        activation = "quick_gelu"
+        matching_name += "-quickgelu"
+    raise UserError(
+        f"Weights '{tag}' were trained with activation {activation}, which {name} does not use. "
+        f"Use {matching_name}."
+    )
+
+
+def _require_weights_file(name: str, path: str) -> None:
+    """Check that a path has the suffix of a weights file, or that the file exists. `load_clip` reads it.
+
+    Raises:
+        UserError: neither is the case, so `path` is probably a wrong tag.
+    """
+    file = Path(path)
+    if file.suffix in {".pt", ".pth", ".bin", ".safetensors"} or file_size(file) is not None:
+        return
+    if name == "mini":
         raise UserError(
-            f"'{pretrained}' is neither a file nor an open_clip tag of {name}. "
-            f"Use a .safetensors file or one of these tags: {known}."
+            f"mini contains its weights, so --pretrained {path} does not apply. Omit it, or also "
+            "pass --backbone, such as ViT-B-16-quickgelu."
         )
-    weights_use_quick_gelu = bool(_open_clip().get_pretrained_cfg(name, pretrained).get("quick_gelu", False))
-    if weights_use_quick_gelu != bool(config.get("quick_gelu")):
-        activation = "gelu"
-        matching = name.removesuffix("-quickgelu")
-        if weights_use_quick_gelu:
-            activation = "quick_gelu"
-            matching += "-quickgelu"
-        raise UserError(
-            f"Weights '{pretrained}' were trained with activation {activation}, which {name} does not use. "
-            f"Use {matching}."
-        )
+    known_tags = ", ".join(tags_of(name)) or "none"
+    raise UserError(
+        f"'{path}' is neither a file nor an open_clip tag of {name}. "
+        f"Use a .safetensors file or one of these tags: {known_tags}."
+    )
 
 
 def _weights_url(name: str, tag: str) -> str:
@@ -311,36 +352,45 @@ def _weights_url(name: str, tag: str) -> str:
 
 
 def clip_without_weights(name: str) -> Clip:
-    """Return a CLIP with the shapes of a model, without weights, on torch's `meta` device: to count FLOPs."""
-    return _build_clip(name, _architecture_and_state(name)[1])
+    """Return a CLIP with the shapes of a model, on torch's `meta` device, to count FLOPs without weights."""
+    return _build_clip(name, _describe_model(name).empty_state)
 
 
 def _build_clip(name: str, state: Mapping[str, Tensor]) -> Clip:
-    clip = from_state_dict(state, _architecture_and_state(name)[0])
+    clip = from_state_dict(state, _describe_model(name).architecture)
     if clip.causal:
         return clip
     # Start tokens precede the first position at which these texts have different tokens.
-    ids_by_position = load_tokenizer(name)(["cat", "photo", "of", "many"]).T.tolist()
-    differing = [position for position, ids in enumerate(ids_by_position) if len(set(ids)) > 1]
-    return replace(clip, num_start=differing[0] if differing else 0)
+    ids_NT = load_tokenizer(name)(["cat", "photo", "of", "many"])
+    for position, ids in enumerate(ids_NT.T.tolist()):
+        if len(set(ids)) > 1:
+            return replace(clip, num_start=position)
+    return replace(clip, num_start=0)
+
+
+class _ModelDescription(NamedTuple):
+    """A model without weights: its architecture, and its state dict on torch's `meta` device."""
+
+    architecture: Architecture
+    empty_state: Mapping[str, Tensor]
 
 
 @lru_cache(maxsize=8)
-def _architecture_and_state(name: str) -> tuple[Architecture, Mapping[str, Tensor]]:
-    """Return a model's architecture, and its state dict on torch's `meta` device."""
+def _describe_model(name: str) -> _ModelDescription:
+    """Return the description of a supported model. Raise a UserError for other models."""
     config = _config(name)
     if name == "mini":
         architecture = clip_architecture(config)
         state = load_mini()
     else:
-        family = _family(name, config)  # refuses other models before they are built
+        is_siglip = _family(name, config) == "siglip"  # refuses other models before they are built
         with torch.device("meta"), suppress_logs():
             model = _open_clip().create_model(name, device="meta")
-        is_siglip = family == "siglip"
         architecture = siglip_architecture(config, model) if is_siglip else clip_architecture(config)
         state = model.state_dict()
     # SigLIP's `logit_bias` does not change softmax probabilities, so it is dropped.
-    return architecture, {key: tensor.to("meta") for key, tensor in state.items() if key != "logit_bias"}
+    empty_state = {key: tensor.to("meta") for key, tensor in state.items() if key != "logit_bias"}
+    return _ModelDescription(architecture, empty_state)
 
 
 def clip_architecture(config: ModelConfig) -> Architecture:
@@ -362,10 +412,12 @@ def siglip_architecture(config: ModelConfig, model: Any) -> Architecture:
     """Return the architecture of a SigLIP. `model` is open_clip's model, with the image tower from timm."""
     text = config["text_cfg"]
     trunk = model.visual.trunk
+    block = trunk.blocks[0]
+    uses_tanh = "tanh" in repr(block.mlp.act).lower()
     return Architecture(
-        vision_heads=trunk.blocks[0].attn.num_heads,
+        vision_heads=block.attn.num_heads,
         text_heads=text["heads"],
-        vision_activation="gelu_tanh" if "tanh" in repr(trunk.blocks[0].mlp.act).lower() else "gelu",
+        vision_activation="gelu_tanh" if uses_tanh else "gelu",
         text_activation="gelu_tanh" if text.get("act_kwargs") else "gelu",
         image_size=trunk.patch_embed.img_size[0],
         is_siglip=True,
@@ -376,7 +428,8 @@ def _family(name: str, config: ModelConfig) -> Literal["clip", "siglip"]:
     """Return the family of a supported model. Raise a UserError for other models."""
     vision = config["vision_cfg"]
     text = config["text_cfg"]
-    if "_siglip_" in vision.get("timm_model_name", "") and text.keys() <= _SUPPORTED_SIGLIP_TEXT_KEYS:
+    has_siglip_images = "_siglip_" in vision.get("timm_model_name", "")
+    if has_siglip_images and text.keys() <= _SUPPORTED_SIGLIP_TEXT_KEYS:
         return "siglip"
     has_clip_keys = vision.keys() <= _SUPPORTED_CLIP_VISION_KEYS and text.keys() <= _SUPPORTED_CLIP_TEXT_KEYS
     if has_clip_keys and isinstance(vision["layers"], int):  # a list for ResNets
