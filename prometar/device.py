@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
-from prometar.errors import UserError, first_line, is_out_of_memory, one_line
+from prometar.errors import MAX_LINE_LENGTH, UserError, first_line, is_out_of_memory, one_line
 
 CONTEXT_BYTES = 600 * 2**20
 """GPU memory that a process needs besides torch's allocator: CUDA context, kernels, library handles."""
@@ -57,9 +57,10 @@ def gpu_problem() -> str:
             problem = f"torch (built for CUDA {cuda}) finds no GPU" if cuda else "torch is built without CUDA"
         else:
             problem = _compute_problem(default_device())
-    if not problem:
-        return ""
-    return problem + "".join(f"; {one_line(str(warning.message))[:160]}" for warning in warned[:1])
+    if problem and warned:
+        warning = one_line(str(warned[0].message))[:MAX_LINE_LENGTH]
+        problem += f"; {warning}"
+    return problem
 
 
 def _compute_problem(device: torch.device) -> str:
@@ -90,7 +91,8 @@ def limit_gpu_memory(share: float) -> None:
     fraction = 1.0
     if share < 1:
         total = torch.cuda.get_device_properties(0).total_memory
-        fraction = max(share - CONTEXT_BYTES / total, share / 2)  # a small GPU's share may not hold a context
+        # On a small GPU, the share may be smaller than a context.
+        fraction = max(share - CONTEXT_BYTES / total, share / 2)
     torch.cuda.set_per_process_memory_fraction(fraction)
 
 
@@ -127,10 +129,9 @@ def send(values: T, device: torch.device) -> T:
     tensors = {id(leaf): leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)}
     packed, offsets = _pack(tensors.values(), pin_memory=True)
     on_device = packed.to(device, non_blocking=True)
-    moved = {
-        key: _view(on_device, tensor, offset)
-        for (key, tensor), offset in zip(tensors.items(), offsets, strict=True)
-    }
+    moved: dict[int, Tensor] = {}
+    for (key, tensor), offset in zip(tensors.items(), offsets, strict=True):
+        moved[key] = _view(on_device, tensor, offset)
     return tree_map(lambda leaf: moved.get(id(leaf), leaf), values)
 
 
@@ -142,13 +143,16 @@ def to_cpu(values: T) -> T:
         0.5
     """
     values = tree_map_only(Tensor, Tensor.detach, values)
-    remote = [each for each in tree_leaves(values) if isinstance(each, Tensor) and each.device.type != "cpu"]
-    if remote:
-        packed, offsets = _pack(remote, device=remote[0].device)
-        on_host = packed.cpu()
-        moved = {id(t): _view(on_host, t, offset).clone() for t, offset in zip(remote, offsets, strict=True)}
-        values = tree_map(lambda leaf: moved.get(id(leaf), leaf), values)
-    return values
+    tensors = [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
+    remote = [tensor for tensor in tensors if tensor.device.type != "cpu"]
+    if not remote:
+        return values
+    packed, offsets = _pack(remote, device=remote[0].device)
+    on_host = packed.cpu()
+    moved: dict[int, Tensor] = {}
+    for tensor, offset in zip(remote, offsets, strict=True):
+        moved[id(tensor)] = _view(on_host, tensor, offset).clone()
+    return tree_map(lambda leaf: moved.get(id(leaf), leaf), values)
 
 
 @contextmanager
@@ -184,7 +188,9 @@ def _pack(tensors: Collection[Tensor], **options: Any) -> tuple[Tensor, list[int
     size = 0
     for tensor in tensors:
         offsets.append(size)
-        size += -(-tensor.numel() * tensor.element_size() // _ALIGNMENT) * _ALIGNMENT
+        num_bytes = tensor.numel() * tensor.element_size()
+        padding = -num_bytes % _ALIGNMENT
+        size += num_bytes + padding
     packed = torch.empty(size, dtype=torch.uint8, **options)
     for tensor, offset in zip(tensors, offsets, strict=True):
         _view(packed, tensor, offset).copy_(tensor)

@@ -9,6 +9,7 @@ _ADVICE = re.compile(
     r"Search for `\w+' in http|\w+ kernel errors might be|For debugging consider passing|"
     "Compile with `TORCH_USE_|Device-side assert"
 )
+"""Starts of the lines of advice that torch appends to GPU errors."""
 
 _OUT_OF_MEMORY = (
     # torch.OutOfMemoryError: c10/cuda/CUDACachingAllocator.cpp.
@@ -86,19 +87,23 @@ def first_line(error: BaseException) -> str:
     line = lines[0]
     if len(line) <= MAX_LINE_LENGTH:
         return line
-    whole_words = line[:MAX_LINE_LENGTH].rpartition(" ")[0]
-    return f"{whole_words or line[:MAX_LINE_LENGTH]} ..."
+    shortened = line[:MAX_LINE_LENGTH]
+    whole_words, _, _ = shortened.rpartition(" ")
+    return f"{whole_words or shortened} ..."
 
 
 def last_line(text: str) -> str:
-    """Return the last line of a traceback that is not advice, which torch appends to GPU errors.
+    """Return the last line of a traceback, without the advice that torch appends to GPU errors.
 
     Example:
         >>> last_line("Traceback:\\nAcceleratorError: CUDA error: some\\nFor debugging consider passing A=1")
         'AcceleratorError: CUDA error: some'
     """
-    lines = [line.strip() for line in text.splitlines()]
-    return next((line for line in reversed(lines) if line and not _ADVICE.match(line)), "")
+    for line in reversed(text.splitlines()):
+        stripped = line.strip()
+        if stripped and not _ADVICE.match(stripped):
+            return stripped
+    return ""
 
 
 def is_accelerator_error(error: BaseException) -> bool:
@@ -130,8 +135,12 @@ def is_out_of_memory(error: BaseException, *, is_checked: bool = True) -> bool:
     """
     if isinstance(error, MemoryError):
         return True
-    parts = _OUT_OF_MEMORY + _OUT_OF_MEMORY_AFTER_CHECK if is_checked else _OUT_OF_MEMORY
-    return isinstance(error, RuntimeError) and any(part in str(error) for part in parts)
+    if not isinstance(error, RuntimeError):
+        return False
+    parts = _OUT_OF_MEMORY
+    if is_checked:
+        parts += _OUT_OF_MEMORY_AFTER_CHECK
+    return any(part in str(error) for part in parts)
 
 
 def one_line(text: str) -> str:
@@ -175,7 +184,9 @@ def convert_download_errors(target: str, fix: str) -> Iterator[None]:
 
 
 def _root_cause(error: BaseException) -> BaseException:
-    """Return the exception at the start of a chain. Those that follow it often quote it, and are longer."""
-    while (earlier := error.__cause__ or error.__context__) is not None:
+    """Return the exception at the start of a chain. Later exceptions often quote it, and are longer."""
+    while True:
+        earlier = error.__cause__ or error.__context__
+        if earlier is None:
+            return error
         error = earlier
-    return error

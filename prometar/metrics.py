@@ -32,7 +32,8 @@ class Interval:
 def t_interval(values: Sequence[float], *, level: float = 0.95) -> Interval | None:
     """Return the t-interval of the mean at confidence `level`, or None if there are fewer than 2 values.
 
-    Bounds: mean +- t s / sqrt(n). s: standard deviation. t: two-sided quantile for n - 1 degrees of freedom.
+    The bounds are mean ± t s / sqrt(n), where n is the number of values, s is their standard deviation, and t
+    is the two-sided quantile for n - 1 degrees of freedom.
 
     Example:
         >>> interval = t_interval([1.0, 2.0, 3.0])
@@ -57,4 +58,6 @@ def harmonic_mean(accuracies: Mapping[str, float]) -> float:
         68.57
     """
     values = list(accuracies.values())
-    return 0.0 if min(values) <= 0 else len(values) / sum(1 / value for value in values)
+    if min(values) <= 0:
+        return 0.0
+    return len(values) / sum(1 / value for value in values)

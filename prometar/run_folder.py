@@ -119,7 +119,7 @@ def _require_same_run(folder: Path, config_text: bytes, objective: str) -> None:
 
 
 def _has_result(folder: Path, session: Session) -> bool:
-    """Return True if the result in a folder has the epochs of a session, and so is its result."""
+    """Return True if a folder contains the result of a session: a result with the same epochs."""
     try:
         return read_result(folder).history == tuple(session.history)
     except UserError:  # missing or corrupt
@@ -148,7 +148,7 @@ def write_result(
         last_epoch=last,
         accuracies={name: last[name] for name in run.evaluations},
         images={name: len(items) for name, items in items_by_set.items()},
-        metrics={name: each.metrics for name, each in predicted.items()},
+        metrics={name: predicted_set.metrics for name, predicted_set in predicted.items()},
         joint_accuracies=joint_accuracies(predicted),
         history=tuple(session.history),
         objective=run.objective,
@@ -186,8 +186,8 @@ def joint_accuracies(sets: Mapping[str, PredictedSet]) -> dict[str, float]:
     Evaluation sets for which these accuracies were not computed are left out.
     """
     accuracies: dict[str, float] = {}
-    for name, each in sets.items():
-        accuracy = each.predictions.joint_accuracy
+    for name, predicted_set in sets.items():
+        accuracy = predicted_set.predictions.joint_accuracy
         if accuracy is not None:
             accuracies[name] = accuracy
     return accuracies
@@ -243,7 +243,7 @@ def evaluate_run(folder: Path, *, trust_code: bool = False, predictions: bool = 
     if predictions:
         write_run_predictions(folder, session)
     predicted = predicted_sets(session)
-    metrics = {name: each.metrics for name, each in predicted.items()}
+    metrics = {name: predicted_set.metrics for name, predicted_set in predicted.items()}
     return Evaluation(scores, metrics, joint_accuracies(predicted))
 
 

@@ -45,8 +45,9 @@ AlignmentRecord = dict[str, int | float]
 class AlignmentRecorder:
     """Step callback that appends a record to alignment.jsonl if the step is divisible by `every`.
 
-    A record contains `step` (0-based), `epoch` (1-based), the cosine for all prompts (`cosine`) and for each
-    tower with prompts (`text`, `vision`), and the norms of the gradients (`support_norm`, `query_norm`).
+    A record contains `step` (0-based) and `epoch` (1-based), the cosine of the support and query gradients
+    for all prompts (`cosine`) and for each tower with prompts (`text`, `vision`), and the norms of these
+    gradients (`support_norm`, `query_norm`).
 
     Args:
         folder: Folder of alignment.jsonl, which is created if it does not exist.
@@ -146,11 +147,11 @@ def _gradient(run: Run, method: Method, state: State, batch: Embeddings) -> Tens
 
 def _cosine(a: Tensors, b: Tensors) -> float:
     """Return the cosine of two gradients over the tensors of `a`, or 0 if one gradient is 0."""
-    x = _flat(a)
-    y = _flat({name: b[name] for name in a})
-    norms = x.norm() * y.norm()
+    flat_a = _flat(a)
+    flat_b = _flat({name: b[name] for name in a})
+    norms = flat_a.norm() * flat_b.norm()
     if norms > 0:
-        return float((x @ y / norms).clamp(-1, 1))
+        return float((flat_a @ flat_b / norms).clamp(-1, 1))
     return 0.0
 
 

@@ -325,22 +325,10 @@ def _configure_run(
         UserError: a setting is unknown, invalid or unused, or the data root does not apply to the dataset.
     """
     values = dict(given)
-    defaults = Config() if start is None else start
     if start is None:
-        values.setdefault("data.name", DEFAULT_DATASET)
-        backbone, pretrained = resolve_backbone(
-            [str(values["data.name"])], values.get("backbone.name"), values.get("backbone.pretrained")
-        )
-        values["backbone.name"] = backbone
-        values["backbone.pretrained"] = pretrained
-
-    dataset = str(values.get("data.name", defaults.data.name))
-    if values.get("data.root") is not None:
-        reject_unused_root([dataset])
-    # An option or --set determines the data root, otherwise --config, otherwise the default.
-    root = default_root(dataset)
-    if defaults.data.root is None and root is not None:
-        values.setdefault("data.root", root)
+        _set_default_dataset_and_backbone(values)
+    defaults = Config() if start is None else start
+    _set_default_root(values, defaults)
 
     method = str(values.get("method", defaults.method))
     entries: list[PublishedEntry] = []
@@ -356,6 +344,30 @@ def _configure_run(
     chosen = absolute_paths(chosen)
     Config.require_used(values, [chosen], "these settings")
     return chosen, entries
+
+
+def _set_default_dataset_and_backbone(values: ConfigData) -> None:
+    """Add the dataset and the backbone of a run without `--config` to its settings, unless they are given."""
+    values.setdefault("data.name", DEFAULT_DATASET)
+    backbone, pretrained = resolve_backbone(
+        [str(values["data.name"])], values.get("backbone.name"), values.get("backbone.pretrained")
+    )
+    values["backbone.name"] = backbone
+    values["backbone.pretrained"] = pretrained
+
+
+def _set_default_root(values: ConfigData, defaults: Config) -> None:
+    """Add the default data root to the settings of a run, unless `values` or `defaults` contain one.
+
+    Raises:
+        UserError: a data root is given, but the images of the dataset are rendered.
+    """
+    dataset = str(values.get("data.name", defaults.data.name))
+    if values.get("data.root") is not None:
+        reject_unused_root([dataset])
+    root = default_root(dataset)
+    if defaults.data.root is None and root is not None:
+        values.setdefault("data.root", root)
 
 
 def _settings_for_another_method(config: Config) -> dict[str, object]:
@@ -442,22 +454,27 @@ def _print_metrics(
     metrics: "Mapping[str, ClassificationMetrics]", joint_accuracies: Mapping[str, float]
 ) -> None:
     """Print the metrics of each evaluation set, and the accuracies among base and new classes together."""
-    for name, each in metrics.items():
-        accuracies: list[tuple[float, str]] = []
-        for accuracy, classname, num_images in zip(
-            each.class_accuracies, each.classnames, each.num_images, strict=True
-        ):
-            if num_images > 0:
-                accuracies.append((accuracy, classname))
-        shown = sorted(accuracies)[:_NUM_SHOWN_CLASSES]
-        lowest = ", ".join(f"{classname} {accuracy:.0f} %" for accuracy, classname in shown)
+    for name, of_set in metrics.items():
         title = _SET_TITLES.get(name, name)
-        calibration = f"calibration error {each.calibration_error:.1f} points"
-        print(one_line(f"{title}: macro F1 {each.macro_f1:.2f} %, {calibration}, lowest: {lowest}"))
+        calibration = f"calibration error {of_set.calibration_error:.1f} points"
+        lowest = _lowest_accuracies(of_set)
+        print(one_line(f"{title}: macro F1 {of_set.macro_f1:.2f} %, {calibration}, lowest: {lowest}"))
     if joint_accuracies:
-        texts = [f"{name} {value:.2f} %" for name, value in joint_accuracies.items()]
+        texts = [f"{name} {accuracy:.2f} %" for name, accuracy in joint_accuracies.items()]
         harmonic = harmonic_mean(joint_accuracies)
         print(f"among base and new classes together: {', '.join(texts)}, H {harmonic:.2f} %")
+
+
+def _lowest_accuracies(metrics: "ClassificationMetrics") -> str:
+    """Return the classes with images and the lowest accuracies, such as "cat 41 %, dog 52 %"."""
+    accuracies: list[tuple[float, str]] = []
+    for accuracy, classname, num_images in zip(
+        metrics.class_accuracies, metrics.classnames, metrics.num_images, strict=True
+    ):
+        if num_images > 0:
+            accuracies.append((accuracy, classname))
+    shown = sorted(accuracies)[:_NUM_SHOWN_CLASSES]
+    return ", ".join(f"{classname} {accuracy:.0f} %" for accuracy, classname in shown)
 
 
 def main(args: list[str] | None = None) -> int:

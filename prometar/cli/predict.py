@@ -63,13 +63,13 @@ def predict(
             readable.append(path)
 
     if readable:
-        found = classifier.predict(readable, classnames=names)
+        predictions = classifier.predict(readable, classnames=names)
         if csv_file is not None:
-            _write(csv_file, _as_csv(readable, found))
+            _write(csv_file, _as_csv(readable, predictions))
         if json_file is not None:
-            _write(json_file, _as_json(readable, found))
+            _write(json_file, _as_json(readable, predictions))
         if STDOUT not in (csv_file, json_file):
-            _print_table(readable, found)
+            _print_table(readable, predictions)
 
     for error in errors:
         print(one_line(error), file=sys.stderr)
@@ -78,10 +78,13 @@ def predict(
 
 
 def _read_classnames(given: Sequence[str] | None) -> Sequence[str] | None:
-    """Return the class names. A single value that is the path of a file stands for its lines."""
-    if given is None or len(given) != 1 or not Path(given[0]).is_file():
+    """Return the class names. If the only value is the path of a file, return the lines of the file."""
+    if given is None or len(given) != 1:
         return given
-    lines = [line.strip() for line in read_text(Path(given[0])).splitlines()]
+    path = Path(given[0])
+    if not path.is_file():
+        return given
+    lines = [line.strip() for line in read_text(path).splitlines()]
     return [line for line in lines if line]
 
 
@@ -93,27 +96,27 @@ def _find_images(paths: Sequence[Path]) -> list[Path]:
     Raises:
         UserError: a path does not exist, or a folder contains no images.
     """
-    found: list[Path] = []
+    images: list[Path] = []
     for path in paths:
         if path.is_dir():
             in_folder = _images_below(path)
             if not in_folder:
                 raise UserError(f"{path} contains no images ({', '.join(SUFFIXES)}).")
-            found += in_folder
+            images += in_folder
         elif path.exists():
-            found.append(path)
+            images.append(path)
         else:
             raise UserError(f"{path} does not exist. Pass image files, or folders of images.")
-    return found
+    return images
 
 
 def _images_below(folder: Path) -> list[Path]:
     """Return the images in a folder and its subfolders, except hidden ones."""
-    folders, files = list_visible(folder)
-    found = [folder / file for file in files if file.lower().endswith(SUFFIXES)]
-    for each in folders:
-        found += _images_below(folder / each)
-    return found
+    subfolders, files = list_visible(folder)
+    images = [folder / file for file in files if file.lower().endswith(SUFFIXES)]
+    for subfolder in subfolders:
+        images += _images_below(folder / subfolder)
+    return images
 
 
 def _write(file: Path, text: str) -> None:
@@ -124,33 +127,33 @@ def _write(file: Path, text: str) -> None:
         write_atomically(resolve_path(file), text.encode())
 
 
-def _print_table(paths: Sequence[Path], found: "Predictions") -> None:
+def _print_table(paths: Sequence[Path], predictions: "Predictions") -> None:
     """Print a line per image: its path, the most likely class, and the probability of this class."""
     shown_paths = [one_line(str(path)) for path in paths]
-    shown_names = [one_line(name) for name in found.names]
+    shown_names = [one_line(name) for name in predictions.names]
     path_width = max(map(len, shown_paths))
     name_width = max(map(len, shown_names))
-    for path, name, probabilities in zip(shown_paths, shown_names, found.probabilities, strict=True):
+    for path, name, probabilities in zip(shown_paths, shown_names, predictions.probabilities, strict=True):
         print(f"{path:{path_width}}  {name:{name_width}}  {100 * probabilities.max():5.1f} %")
 
 
-def _as_csv(paths: Sequence[Path], found: "Predictions") -> str:
+def _as_csv(paths: Sequence[Path], predictions: "Predictions") -> str:
     """Return a table with the columns image, class, probability, and a column for each class."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["image", "class", "probability", *found.classnames])
-    for path, name, probabilities in zip(paths, found.names, found.probabilities, strict=True):
+    writer.writerow(["image", "class", "probability", *predictions.classnames])
+    for path, name, probabilities in zip(paths, predictions.names, predictions.probabilities, strict=True):
         by_class = [f"{probability:.6f}" for probability in probabilities]
         writer.writerow([path, name, f"{probabilities.max():.6f}", *by_class])
     return stream.getvalue()
 
 
-def _as_json(paths: Sequence[Path], found: "Predictions") -> str:
+def _as_json(paths: Sequence[Path], predictions: "Predictions") -> str:
     """Return a list with an object for each image: image, class, probability, probabilities by class."""
     rows: list[dict[str, object]] = []
-    for path, name, probabilities in zip(paths, found.names, found.probabilities, strict=True):
+    for path, name, probabilities in zip(paths, predictions.names, predictions.probabilities, strict=True):
         by_class: dict[str, float] = {}
-        for classname, probability in zip(found.classnames, probabilities, strict=True):
+        for classname, probability in zip(predictions.classnames, probabilities, strict=True):
             by_class[classname] = round(float(probability), 6)
         rows.append(
             {

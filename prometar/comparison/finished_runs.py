@@ -188,17 +188,17 @@ def _require_reference(reference: str, names: Sequence[str]) -> None:
     """Check the value of `--reference`.
 
     Raises:
-        UserError: it is not among `names`.
+        UserError: `reference` is not in `names`.
     """
     if reference not in names:
         raise UserError(f"--reference must be one of {'; '.join(names)}, got {reference}.")
 
 
 def _metrics(runs: Sequence[FinishedRun], chosen: Sequence[str]) -> list[str]:
-    """Return the metrics to compare: the chosen ones, or base, new and H, or accuracy.
+    """Return the metrics in `chosen` or, if it is empty, the metrics of `FinishedRun.scores`.
 
     Raises:
-        UserError: no run has a chosen metric.
+        UserError: no run has one of the metrics in `chosen`.
     """
     defaults: dict[str, None] = {}  # a set that keeps the order
     known: dict[str, None] = {}
@@ -326,10 +326,10 @@ def _runs_of_final_test(study: Path) -> Iterator[tuple[list[str], FinishedRun]]:
 def _settings_file(study: Path, kind: str, dataset: str) -> Path:
     """Return the file of a study with its settings on a dataset.
 
+    The file is KIND-DATASET.yaml for a dataset with other published settings, and KIND.yaml otherwise.
+
     Args:
         kind: "selected" or "default".
-
-    The file is KIND-DATASET.yaml for a dataset with other published settings, and KIND.yaml otherwise.
     """
     own = study / f"{kind}-{file_name(dataset)}.yaml"
     return own if own.is_file() else study / f"{kind}.yaml"
@@ -385,7 +385,9 @@ def _compare_folders(
     if reference is None:
         reference = next(iter(names.values()))
     _require_reference(reference, list(names.values()))
-    runs = [run for named_runs in runs_by_path.values() for _, run in named_runs]
+    runs: list[FinishedRun] = []
+    for named_runs in runs_by_path.values():
+        runs += [run for _, run in named_runs]
     has_several_shots = len({run.config.data.shots for run in runs}) > 1
     # Labels in the order of `runs`, and the same labels by method and folder.
     labels: list[str] = []
@@ -401,14 +403,13 @@ def _compare_folders(
     scores = _comparable_scores(labels, runs)
     differences: list[Difference] = []
     notes: list[str] = []
-    for method, by_folder in labels_by_method.items():
-        if reference not in by_folder or len(by_folder) < 2:
-            notes.append(one_line(f"Not paired: {method} is only in {', '.join(by_folder)}."))
+    for method, label_by_folder in labels_by_method.items():
+        if reference not in label_by_folder or len(label_by_folder) < 2:
+            notes.append(one_line(f"Not paired: {method} is only in {', '.join(label_by_folder)}."))
             continue
+        scores_of_method = {label: scores[label] for label in label_by_folder.values()}
         method_differences, method_notes = compare(
-            {label: scores[label] for label in by_folder.values()},
-            reference=by_folder[reference],
-            metrics=_metrics(runs, metrics),
+            scores_of_method, reference=label_by_folder[reference], metrics=_metrics(runs, metrics)
         )
         differences += method_differences
         notes += method_notes

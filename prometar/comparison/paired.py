@@ -158,12 +158,23 @@ def correct_for_all(differences: Sequence[Difference]) -> list[Difference]:
     `compare` corrects only for the methods of one comparison. This function corrects for the methods of all
     comparisons whose differences are joined.
     """
+    by_metric: dict[str, list[Difference]] = {}
+    for difference in differences:
+        by_metric.setdefault(difference.metric, []).append(difference)
     corrected: list[Difference] = []
-    for metric in dict.fromkeys(each.metric for each in differences):
-        group = [each for each in differences if each.metric == metric]
-        p_values = holm([each.p for each in group])
-        corrected += [replace(each, p_holm=p) for each, p in zip(group, p_values, strict=True)]
+    for group in by_metric.values():
+        p_values = holm([difference.p for difference in group])
+        for difference, p_holm in zip(group, p_values, strict=True):
+            corrected.append(replace(difference, p_holm=p_holm))
     return corrected
+
+
+def _seeds_of(scores: Scores) -> set[int]:
+    """Return the seeds for which there is a score in any metric."""
+    seeds: set[int] = set()
+    for by_seed in scores.values():
+        seeds.update(by_seed)
+    return seeds
 
 
 def _missing_run_notes(results: Results) -> Iterator[str]:
@@ -174,10 +185,7 @@ def _missing_run_notes(results: Results) -> Iterator[str]:
     for dataset in datasets:
         seeds_by_method: dict[str, set[int]] = {}
         for method, by_dataset in results.items():
-            seeds: set[int] = set()
-            for by_seed in by_dataset.get(dataset, {}).values():
-                seeds.update(by_seed)
-            seeds_by_method[method] = seeds
+            seeds_by_method[method] = _seeds_of(by_dataset.get(dataset, {}))
         all_seeds = set.union(*seeds_by_method.values()) - {EVERY_SEED}
         for method, seeds in seeds_by_method.items():
             if not seeds:

@@ -52,6 +52,13 @@ def print_comparison(differences: Sequence[Difference], notes: Sequence[str], co
             _p_text(difference.p),
             _p_text(difference.p_holm),
         )
+    console.print(table)
+    for note in (*_explanations(differences, has_one_reference), *notes):
+        console.print(f"- {note}")
+
+
+def _explanations(differences: Sequence[Difference], has_one_reference: bool) -> list[str]:
+    """Return sentences that explain the table of `print_comparison`."""
     if has_one_reference:
         subtracted = f"a method minus {differences[0].reference}"
     else:
@@ -64,9 +71,7 @@ def print_comparison(differences: Sequence[Difference], notes: Sequence[str], co
     ]
     if any(difference.metric == HARMONIC for difference in differences):
         explanations.append("H is computed per run, so its mean is not the H of the mean accuracies.")
-    console.print(table)
-    for note in (*explanations, *notes):
-        console.print(f"- {note}")
+    return explanations
 
 
 def _p_text(p: float | None) -> str:
@@ -77,12 +82,22 @@ def _p_text(p: float | None) -> str:
 def as_csv(differences: Sequence[Difference]) -> str:
     """Return CSV with a line per metric and method. Each of these is followed by a line per dataset."""
     lines: list[dict[str, object]] = []
-    for each in differences:
-        names = {"metric": each.metric, "method": each.method, "reference": each.reference}
-        p_values = {"p": format_csv_number(each.p), "p_holm": format_csv_number(each.p_holm)}
-        lines.append({**names, "unit": each.unit, **_summary(each.values), **p_values})
-        for dataset, seed_differences in each.by_dataset.items():
-            lines.append({**names, "dataset": dataset, "unit": "seeds", **_summary(seed_differences)})
+    for difference in differences:
+        names: dict[str, object] = {
+            "metric": difference.metric,
+            "method": difference.method,
+            "reference": difference.reference,
+        }
+        overall = names | _summary(difference.values)
+        overall["unit"] = difference.unit
+        overall["p"] = format_csv_number(difference.p)
+        overall["p_holm"] = format_csv_number(difference.p_holm)
+        lines.append(overall)
+        for dataset, seed_differences in difference.by_dataset.items():
+            on_dataset = names | _summary(seed_differences)
+            on_dataset["dataset"] = dataset
+            on_dataset["unit"] = "seeds"
+            lines.append(on_dataset)
     rows = [[line.get(column, "") for column in _CSV_COLUMNS] for line in lines]
     return csv_text([_CSV_COLUMNS, *rows])
 

@@ -151,7 +151,7 @@ class Recipe(StrictModel):
         return [entry for entry in self.by if entry.matches(dataset, protocol, shots)]
 
     def settings_with(self, entries: Iterable[PublishedEntry]) -> SettingsBySection:
-        """Return the recipe's settings, updated with those of entries. Later entries win.
+        """Return the settings of the recipe, updated with the settings of `entries`. Later entries win.
 
         Example:
             >>> recipe("coop").settings_with(recipe("coop").entries_for("dtd", "few-shot", 1))["train"]
@@ -182,7 +182,8 @@ def describe_entries(entries: Sequence[PublishedEntry]) -> str:
     """Return one line about the entries that apply to a run, or "" if there are none."""
     if not entries:
         return ""
-    return f"Published settings for {'; '.join(str(entry) for entry in entries)}"
+    listed = "; ".join(str(entry) for entry in entries)
+    return f"Published settings for {listed}"
 
 
 def _reject_excluded(settings: SettingsBySection) -> None:
@@ -235,16 +236,26 @@ def recipe(method: str) -> Recipe:
         return _read_built_in(method)
     if not is_recipe_file(method):
         raise UserError(f"Unknown method '{method}'. Choose one of {', '.join(METHODS)}, or FILE.yaml.")
-    path = Path(method)
+    return _read_recipe_file(Path(method))
+
+
+def _read_recipe_file(path: Path) -> Recipe:
+    """Load a recipe file. Its name is that of the file, and its default title is that name without suffix.
+
+    Raises:
+        UserError: the file is not a valid recipe.
+    """
+    content: dict[object, object] = {"title": path.stem}
     tree = read_yaml(path)
-    # The validation rejects an empty mapping, because `settings` is missing.
-    content = tree if isinstance(tree, dict) else {}
+    if isinstance(tree, dict):  # otherwise, the validation reports that `settings` is missing
+        content.update(tree)
+    content["name"] = path.name
     try:
-        found = Recipe.model_validate({"title": path.stem, **content, "name": path.name})
+        loaded = Recipe.model_validate(content)
     except ValidationError as error:
         raise UserError(f"{path} is not a valid recipe: {problems_of(error)}") from None
-    require_datasets(found, where=f"{path} is not a valid recipe: by")
-    return found
+    require_datasets(loaded, where=f"{path} is not a valid recipe: by")
+    return loaded
 
 
 def require_datasets(checked: Recipe, *, where: str) -> None:

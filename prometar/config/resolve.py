@@ -47,12 +47,12 @@ def complete(settings: SettingsBySection, given: Mapping[str, object]) -> Config
     """Return a complete tree: the settings of a recipe, updated with `given`."""
     tree: ConfigData = {**settings, **given}
     for section in SECTIONS:
-        own = given.get(section, {})
-        # Otherwise, the section is validated already, or the validation will reject it.
-        if not isinstance(own, Mapping):
+        given_settings = given.get(section, {})
+        # Any other value is a validated section, or one that the validation rejects.
+        if not isinstance(given_settings, Mapping):
             continue
         published = merge_section(section, default_section(section), settings.get(section, {}))
-        tree[section] = merge_section(section, published, own)
+        tree[section] = merge_section(section, published, given_settings)
     return tree
 
 

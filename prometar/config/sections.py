@@ -149,9 +149,10 @@ def merge_section(section: str, base: Mapping[str, object], given: Mapping[str, 
     """
     field = kind_field(section)
     kind = given.get(field, base.get(field))
-    dropped: set[str] = set() if kind == base.get(field) else {"args"}
-    settings = settings_of_kind(section, kind)
-    kept = {name: value for name, value in base.items() if name in settings and name not in dropped}
+    kept_names = set(settings_of_kind(section, kind))
+    if kind != base.get(field):
+        kept_names.discard("args")
+    kept = {name: value for name, value in base.items() if name in kept_names}
     return {**kept, **given}
 
 

@@ -70,7 +70,8 @@ class Config(MethodConfig):
         changes = dict(values)
         method = str(changes.pop("method", self.method))
         start = self if method == self.method else self._with_recipe(method)
-        return parse_config(overridden(start.model_dump(mode="json"), changes), where=where)
+        tree = overridden(start.model_dump(mode="json"), changes)
+        return parse_config(tree, where=where)
 
     def _with_recipe(self, method: str) -> "Config":
         """Return the published settings of a method, with data, backbone and seed of this configuration."""
@@ -86,10 +87,13 @@ class Config(MethodConfig):
     @property
     def custom_components(self) -> dict[str, str]:
         """References to custom components, `package.module:Name`, by section."""
-        found = {name: section.reference for name, section in self if isinstance(section, CustomSection)}
+        references: dict[str, str] = {}
+        for name, section in self:
+            if isinstance(section, CustomSection):
+                references[name] = section.reference
         if self.data.reference:
-            found["data"] = self.data.reference
-        return found
+            references["data"] = self.data.reference
+        return references
 
     def with_defaults(self) -> "Config":
         """Return a copy that contains the default settings of custom components.
@@ -114,9 +118,10 @@ class Config(MethodConfig):
             UserError: it has custom components, and `trusted` is False. The message starts with `where`.
         """
         if self.custom_components and not trusted:
+            listed = ", ".join(self.custom_components.values())
             raise UserError(
-                f"{where} uses custom components ({', '.join(self.custom_components.values())}). Review "
-                "their code, then pass --trust-code (in Python, trust_code=True)."
+                f"{where} uses custom components ({listed}). Review their code, then pass --trust-code (in "
+                "Python, trust_code=True)."
             )
         return self
 

@@ -21,6 +21,8 @@ from prometar.errors import PrometarError, UserError, is_accelerator_error
 from prometar.io.strict_model import problems_of
 
 _REFERENCE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
+_MAX_ERROR_LENGTH = 300
+"""Maximum number of characters of an error of custom code that a message quotes."""
 
 
 def is_custom(name: str) -> bool:
@@ -140,7 +142,7 @@ def convert_errors(reference: str) -> Iterator[None]:
             raise
         frame = extract_tb(error.__traceback__)[-1]
         location = f"{Path(frame.filename).name}, line {frame.lineno}"
-        text = " ".join(str(error).split())[:300]
+        text = " ".join(str(error).split())[:_MAX_ERROR_LENGTH]
         raise UserError(f"{reference} fails: {type(error).__name__}: {text} ({location})") from error
 
 

@@ -88,7 +88,7 @@ def describe_problem(error: ErrorDetails, name: str) -> str:
     """
     kind = error["type"]
     context = error.get("ctx", {})
-    found = reprlib.repr(error["input"])
+    given = reprlib.repr(error["input"])
     if kind == "value_error":
         return f"{name}: {context['error']}".removeprefix(": ")
     if kind == "union_tag_invalid":
@@ -99,16 +99,16 @@ def describe_problem(error: ErrorDetails, name: str) -> str:
         # Some versions of pydantic write all 31 digits of the bound 1e30.
         bound = _BOUNDS[kind].format(**context)
         bound = re.sub(r"\d{16,}", lambda match: f"{float(match[0]):g}", bound)
-        found = found.strip("'")  # pydantic accepts numbers in quotes
-        return f"{name} must be {bound}, got {found}".lstrip()
+        given = given.strip("'")  # pydantic accepts numbers in quotes
+        return f"{name} must be {bound}, got {given}".lstrip()
     message, _, _ = error["msg"].replace("Input should be", "must be").partition(", unable to parse")
     separator = " " if message.startswith("must be") else ": "
-    return f"{name}{separator}{message}, got {found}".removeprefix(separator)
+    return f"{name}{separator}{message}, got {given}".removeprefix(separator)
 
 
 @cache
 def _holds_numbers(model: type[BaseModel], name: object) -> bool:
-    """Return True if the field `name` accepts numbers, but no booleans."""
+    """Return True if the field `name` accepts numbers but not booleans."""
     field = model.model_fields.get(str(name))
     if field is None:
         return False
@@ -121,5 +121,5 @@ def leaf_types(annotation: object) -> Iterator[object]:
     nested = get_args(annotation)
     if not nested:
         yield annotation
-    for each in nested:
-        yield from leaf_types(each)
+    for inner in nested:
+        yield from leaf_types(inner)

@@ -14,6 +14,7 @@ _MAX_BYTES = 1_000_000
 # the expansion. A file of 1 MB without aliases has fewer nodes.
 _MAX_NODES = 500_000
 _MAX_NUMBER_LENGTH = 300  # characters, because integers of more than 309 digits overflow float
+_MAX_REASON_LENGTH = 300  # characters of PyYAML's error that a message quotes
 _MERGE_TAG = "tag:yaml.org,2002:merge"
 _NUMBER_TAGS = {"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"}
 
@@ -68,7 +69,7 @@ def parse_yaml(text: str, *, where: str) -> Any:
     except RecursionError:
         raise UserError(f"{where} is not valid YAML: it is nested too deeply") from None
     except Exception as error:  # values that do not match their tags raise many kinds of errors
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        reason = " ".join(str(error).split())[:_MAX_REASON_LENGTH] or type(error).__name__
         raise UserError(f"{where} is not valid YAML: {reason}") from None
 
 
