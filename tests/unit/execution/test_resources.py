@@ -1,8 +1,8 @@
 """Resources of trials: how many are concurrent, and how many CPUs and GPUs each of them has."""
 
 import re
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 from hypothesis import given
@@ -16,121 +16,154 @@ from tune.execution.resources import plan_runs, plan_trials
 FOUR_GPUS = [{"CPU": 32.0, "GPU": 4.0}]
 
 
-class Planned(NamedTuple):
-    """Expected plan, and its summary."""
+@dataclass(frozen=True)
+class Case:
+    """Case of a plan.
 
+    Args:
+        nodes: Resources of the machines.
+        num_trials: Number of trials.
+        options: Resources as set by the user.
+        num_concurrent, cpus, gpus, summary: Expected plan.
+    """
+
+    nodes: list[dict[str, float]]
+    num_trials: int
     num_concurrent: int
     cpus: float
     gpus: float
     summary: str
+    options: dict[str, float] = field(default_factory=dict)
 
 
-FIFTH_OF_40 = "a fifth of 40, so that the search learns from results"
 PLANS = {
-    "a fifth of the trials": (
+    "a fifth of the trials": Case(
         FOUR_GPUS,
-        {},
-        40,
-        Planned(8, 4.0, 0.5, f"8 concurrent trials ({FIFTH_OF_40}), each with 4 CPUs and 0.5 GPU"),
+        num_trials=40,
+        num_concurrent=8,
+        cpus=4.0,
+        gpus=0.5,
+        summary="8 concurrent trials (a fifth of 40, so that the search learns from results), "
+        "each with 4 CPUs and 0.5 GPU",
     ),
-    "all that fit": (
+    "all that fit": Case(
         [{"CPU": 2.0}],
-        {},
-        24,
-        Planned(2, 1.0, 0.0, "2 concurrent trials (all that fit), each with 1 CPU"),
+        num_trials=24,
+        num_concurrent=2,
+        cpus=1.0,
+        gpus=0.0,
+        summary="2 concurrent trials (all that fit), each with 1 CPU",
     ),
-    "a fifth is at least one": (
+    "a fifth is at least one": Case(
         [{"CPU": 2.0}],
-        {},
-        4,
-        Planned(
-            1,
-            2.0,
-            0.0,
-            "1 concurrent trial (a fifth of 4, so that the search learns from results), each with 2 CPUs",
-        ),
+        num_trials=4,
+        num_concurrent=1,
+        cpus=2.0,
+        gpus=0.0,
+        summary="1 concurrent trial (a fifth of 4, so that the search learns from results), each with 2 CPUs",
     ),
-    "one trial with all CPUs": (
+    "one trial with all CPUs": Case(
         [{"CPU": 128.0}],
-        {},
-        5,
-        Planned(
-            1,
-            128.0,
-            0.0,
-            "1 concurrent trial (a fifth of 5, so that the search learns from results), each with 128 CPUs",
-        ),
+        num_trials=5,
+        num_concurrent=1,
+        cpus=128.0,
+        gpus=0.0,
+        summary="1 concurrent trial (a fifth of 5, so that the search learns from results), "
+        "each with 128 CPUs",
     ),
-    "equal shares of CPUs": (
+    "equal shares of CPUs": Case(
         [{"CPU": 64.0}],
-        {},
-        40,
-        Planned(8, 8.0, 0.0, f"8 concurrent trials ({FIFTH_OF_40}), each with 8 CPUs"),
+        num_trials=40,
+        num_concurrent=8,
+        cpus=8.0,
+        gpus=0.0,
+        summary="8 concurrent trials (a fifth of 40, so that the search learns from results), "
+        "each with 8 CPUs",
     ),
-    "a third of a GPU": (
+    "a third of a GPU": Case(
         [{"CPU": 8.0, "GPU": 1.0}] * 3,
-        {},
-        40,
-        Planned(8, 2.0, 0.3333, f"8 concurrent trials ({FIFTH_OF_40}), each with 2 CPUs and 0.33 GPU"),
+        num_trials=40,
+        num_concurrent=8,
+        cpus=2.0,
+        gpus=0.3333,
+        summary="8 concurrent trials (a fifth of 40, so that the search learns from results), "
+        "each with 2 CPUs and 0.33 GPU",
     ),
-    "--max-concurrent": (
+    "--max-concurrent": Case(
         FOUR_GPUS,
-        {"max_concurrent": 16},
-        40,
-        Planned(16, 2.0, 0.25, "16 concurrent trials (--max-concurrent), each with 2 CPUs and 0.25 GPU"),
+        num_trials=40,
+        options={"max_concurrent": 16},
+        num_concurrent=16,
+        cpus=2.0,
+        gpus=0.25,
+        summary="16 concurrent trials (--max-concurrent), each with 2 CPUs and 0.25 GPU",
     ),
-    "--max-concurrent above what fits": (
+    "--max-concurrent above what fits": Case(
         FOUR_GPUS,
-        {"max_concurrent": 99},
-        40,
-        Planned(
-            16,
-            2.0,
-            0.25,
-            "16 concurrent trials (all that fit, below --max-concurrent 99), each with 2 CPUs and 0.25 GPU",
-        ),
+        num_trials=40,
+        options={"max_concurrent": 99},
+        num_concurrent=16,
+        cpus=2.0,
+        gpus=0.25,
+        summary="16 concurrent trials (all that fit, below --max-concurrent 99), "
+        "each with 2 CPUs and 0.25 GPU",
     ),
-    "fewer trials than --max-concurrent": (
+    "fewer trials than --max-concurrent": Case(
         FOUR_GPUS,
-        {"max_concurrent": 16},
-        4,
-        Planned(4, 8.0, 1.0, "4 concurrent trials (all trials), each with 8 CPUs and 1 GPU"),
+        num_trials=4,
+        options={"max_concurrent": 16},
+        num_concurrent=4,
+        cpus=8.0,
+        gpus=1.0,
+        summary="4 concurrent trials (all trials), each with 8 CPUs and 1 GPU",
     ),
-    "--gpus-per-trial 1": (
+    "--gpus-per-trial 1": Case(
         FOUR_GPUS,
-        {"gpus_per_trial": 1.0},
-        40,
-        Planned(4, 8.0, 1.0, "4 concurrent trials (all that fit), each with 8 CPUs and 1 GPU"),
+        num_trials=40,
+        options={"gpus_per_trial": 1.0},
+        num_concurrent=4,
+        cpus=8.0,
+        gpus=1.0,
+        summary="4 concurrent trials (all that fit), each with 8 CPUs and 1 GPU",
     ),
-    "no GPUs": (
+    "no GPUs": Case(
         FOUR_GPUS,
-        {"gpus_per_trial": 0.0, "cpus_per_trial": 0.5},
-        40,
-        Planned(8, 0.5, 0.0, f"8 concurrent trials ({FIFTH_OF_40}), each with 0.5 CPU"),
+        num_trials=40,
+        options={"gpus_per_trial": 0.0, "cpus_per_trial": 0.5},
+        num_concurrent=8,
+        cpus=0.5,
+        gpus=0.0,
+        summary="8 concurrent trials (a fifth of 40, so that the search learns from results), "
+        "each with 0.5 CPU",
     ),
 }
-"""Resources of the machines, options of the user, number of trials, and the expected plan."""
 
 
-@pytest.mark.parametrize(("nodes", "options", "num_trials", "expected"), PLANS.values(), ids=PLANS)
-def test_a_plan_states_concurrency_shares_and_a_reason(
-    nodes: list[dict[str, float]], options: dict[str, float], num_trials: int, expected: Planned
-) -> None:
-    resources, summary = plan_trials(nodes, ResourcesConfig.model_validate(options), num_trials)
-    planned = Planned(resources.num_concurrent, resources.cpus, resources.gpus, summary)
-    assert planned == expected
+@pytest.mark.parametrize("case", PLANS.values(), ids=PLANS)
+def test_a_plan_states_concurrency_shares_and_a_reason(case: Case) -> None:
+    options = ResourcesConfig.model_validate(case.options)
+
+    resources, summary = plan_trials(case.nodes, options, case.num_trials)
+
+    assert resources.num_concurrent == case.num_concurrent
+    assert resources.cpus == case.cpus
+    assert resources.gpus == case.gpus
+    assert summary == case.summary
 
 
 @given(st.integers(1, 64), st.integers(0, 8), st.integers(1, 200), st.integers(1, 4))
-def test_a_plan_fits_on_the_machines(cpus: int, gpus: int, trials: int, machines: int) -> None:
-    nodes = [{"CPU": float(cpus), "GPU": float(gpus)}] * machines
+def test_a_plan_fits_on_the_machines_and_uses_their_gpus(
+    cpus: int, gpus: int, num_trials: int, num_machines: int
+) -> None:
+    nodes = [{"CPU": float(cpus), "GPU": float(gpus)}] * num_machines
 
-    resources, _ = plan_trials(nodes, ResourcesConfig(), trials)
+    resources, _ = plan_trials(nodes, ResourcesConfig(), num_trials)
 
-    assert 1 <= resources.num_concurrent <= max(1, trials // 5)
-    assert resources.num_concurrent * resources.cpus <= cpus * machines
-    assert resources.num_concurrent * resources.gpus <= gpus * machines
-    assert (resources.gpus > 0) == (gpus > 0)
+    assert 1 <= resources.num_concurrent <= max(1, num_trials // 5)
+    assert resources.num_concurrent * resources.cpus <= cpus * num_machines
+    assert resources.num_concurrent * resources.gpus <= gpus * num_machines
+    uses_gpus = resources.gpus > 0
+    assert uses_gpus == (gpus > 0)
 
 
 def test_trials_that_run_together_fit_in_the_memory() -> None:
@@ -177,11 +210,11 @@ REFUSED = {
         "must be at most 1, got 2. A trial trains on one GPU",
     ),
 }
-"""Resources of the machines, options of the user, and the message."""
+"""Resources of the machines, resources as set by the user, and a part of the message."""
 
 
 @pytest.mark.parametrize(("nodes", "options", "message"), REFUSED.values(), ids=REFUSED)
-def test_trials_that_fit_on_no_machine_are_refused(
+def test_trials_that_fit_on_no_machine_or_need_several_gpus_are_refused(
     nodes: list[dict[str, float]], options: dict[str, float], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
@@ -245,11 +278,11 @@ def test_a_plan_states_how_many_jobs_may_run_if_machines_join() -> None:
 
 
 def documented(page: str, pattern: str) -> tuple[str, ...]:
-    """Return the groups of a pattern in a guide, whose line breaks are read as spaces."""
+    """Return the groups of a pattern that docs/PAGE contains. Line breaks of the page count as spaces."""
     text = (Path(__file__).parents[3] / "docs" / page).read_text("utf-8")
-    found = re.search(pattern, " ".join(text.split()))
-    assert found, f"docs/{page} does not contain {pattern}"
-    return found.groups()
+    match = re.search(pattern, " ".join(text.split()))
+    assert match, f"docs/{page} does not contain {pattern}"
+    return match.groups()
 
 
 PERFORMANCE = r"`(\w+)` remains the default, and up to (\w+) trials share a GPU"
@@ -266,8 +299,8 @@ def test_the_default_precision_is_the_documented_one() -> None:
 
 def test_as_many_jobs_share_a_gpu_as_documented() -> None:
     planned, _ = plan_runs([{"CPU": 64.0, "GPU": 1.0}], ResourcesConfig(), 100)
-    words = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 8: "eight"}
-    jobs_per_gpu = words[planned.num_concurrent]
+    number_words = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 8: "eight"}
+    jobs_per_gpu = number_words[planned.num_concurrent]
 
     _, trials_per_gpu = documented("performance.md", PERFORMANCE)
     (runs_per_gpu,) = documented("protocols.md", r"By default, up to (\w+) runs share a GPU")
