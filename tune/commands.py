@@ -26,7 +26,7 @@ DEFAULT_SEEDS = [1, 2, 3]
 DEFAULT_OUT = Path("out/reproduce")
 _STUDY_SECTIONS = StudyConfig.model_fields.keys() - {"baseline"}
 """Sections of --set that configure the studies of `reproduce --tune`. Other sections configure their runs."""
-_OPTION_OF_SETTING = {  # settings of `reproduce` that --set must not contain, because they have an option
+_OPTION_OF_SETTING = {  # settings that --set must not contain, because `reproduce` has options for them
     "method": "--methods",
     "data.name": "--datasets",
     "data.root": "--data-root",
@@ -160,13 +160,9 @@ def reproduce(
     chosen = PROTOCOLS[protocol]
     _check_options(chosen, overrides, source=source, shots=shots, tune=tune, budget=budget, plan=plan)
     study_settings: dict[str, object] = {}
-    run_settings: dict[str, object] = {}
-    for key, value in overrides.items():
-        section = key.partition(".")[0]
-        if tune is not None and section in _STUDY_SECTIONS:
-            study_settings[key] = value
-        else:
-            run_settings[key] = value
+    if tune is not None:
+        study_settings = {key: value for key, value in overrides.items() if _configures_study(key)}
+    run_settings = {key: value for key, value in overrides.items() if key not in study_settings}
 
     source = source or chosen.source
     test_datasets = tuple(name for name in _unique(datasets or chosen.datasets) if name != source)
@@ -181,20 +177,19 @@ def reproduce(
     values_by_option: dict[str, dict[str, object]] = {"--epochs": {}, "--set": run_settings}
     if epochs is not None:
         values_by_option["--epochs"]["train.epochs"] = epochs
-    used_shots = _unique(shots or chosen.shots)
-    configs: dict[tuple[str, str, int], Config] = {}
-    for name, method in method_by_name.items():
-        for dataset, num_shots in product(training_datasets, used_shots):
-            values = {**shared, "data.name": dataset, "data.shots": num_shots}
-            config = configure(method, values, values_by_option, protocol=protocol)
-            configs[name, dataset, num_shots] = absolute_paths(config)
+    used_shots = tuple(_unique(shots or chosen.shots))
+    configs: dict[tuple[str, str, int], Config] = {}  # by name of the method, dataset and shots
+    for name, dataset, num_shots in product(method_by_name, training_datasets, used_shots):
+        values = {**shared, "data.name": dataset, "data.shots": num_shots}
+        config = configure(method_by_name[name], values, values_by_option, protocol=protocol)
+        configs[name, dataset, num_shots] = absolute_paths(config)
     Config.require_used(run_settings, configs.values(), "these methods")
     grid = Grid(
         chosen,
         datasets=test_datasets,
         configs=configs,
         seeds=tuple(_unique(seeds)),
-        shots=tuple(used_shots),
+        shots=used_shots,
         source=source,
     )
 
@@ -227,8 +222,14 @@ def reproduce(
 
 
 def _unique(values: Iterable[_Value]) -> list[_Value]:
-    """Return the values without repetitions, in order of their first appearance."""
+    """Return the values without repetitions, in order of first appearance."""
     return list(dict.fromkeys(values))
+
+
+def _configures_study(key: str) -> bool:
+    """Return True if a setting of --set configures studies, False if it configures their runs."""
+    section, _, _ = key.partition(".")
+    return section in _STUDY_SECTIONS
 
 
 def _check_options(
@@ -246,7 +247,7 @@ def _check_options(
     Args:
         protocol: The chosen benchmark protocol.
         overrides: Settings of --set, by their keys.
-        source: Value of --source. The following arguments are values of options, too.
+        source, shots, tune, budget, plan: Values of the options with these names.
 
     Raises:
         UserError: --set is used for a setting that has an option, or an option does not apply.

@@ -106,11 +106,12 @@ def find_average_best(gains: GainsByDataset, space: Space, default: Settings | N
         default: Default settings, or None if each dataset has its own.
     """
     choices = [Choice(default or {})]
-    for dataset, found in gains.items():
-        choices += [Choice(each.settings, dataset) for each in found]
-    predictions: dict[str, NDArray[np.float64]] = {}
-    for dataset, found in gains.items():
-        predictions[dataset] = predict_gains(found, [each.settings for each in choices], space)
+    for dataset, measured in gains.items():
+        choices += [Choice(trial.settings, dataset) for trial in measured]
+    candidates = [choice.settings for choice in choices]
+    predictions: dict[str, NDArray[np.float64]] = {}  # by dataset, in the order of `choices`
+    for dataset, measured in gains.items():
+        predictions[dataset] = predict_gains(measured, candidates, space)
         predictions[dataset][0] = 0.0  # the default settings need no prediction
 
     def choose(datasets: Sequence[str]) -> int:
@@ -119,19 +120,17 @@ def find_average_best(gains: GainsByDataset, space: Space, default: Settings | N
         Only the default settings and those of trials on `datasets` can be chosen.
         """
         means = np.mean([predictions[name] for name in datasets], axis=0)
-        allowed = [
-            index
-            for index, choice in enumerate(choices)
-            if choice.dataset is None or choice.dataset in datasets
-        ]
-        # `max` returns the first of equal choices. The default settings are the first of all.
+        allowed: list[int] = []
+        for index, choice in enumerate(choices):
+            if choice.dataset is None or choice.dataset in datasets:
+                allowed.append(index)
+        # Of several maxima, `max` returns the first. The default settings are the first choice.
         return max(allowed, key=lambda index: means[index])
 
     best = choose(list(gains))
     settings = choices[best].settings
-    is_default = choices[best].dataset is None
-    if default is not None and settings == default:
-        is_default = True  # a trial may have the default settings, too
+    has_default_values = default is not None and settings == default  # those of a trial may be equal
+    is_default = choices[best].dataset is None or has_default_values
     left_out: dict[str, float] = {}
     if len(gains) > 2:
         for name in gains:
@@ -156,10 +155,11 @@ def predict_gains(
     from sklearn.ensemble import RandomForestRegressor  # loads scikit-learn, which takes a second
 
     forest = RandomForestRegressor(NUM_TREES, max_features=1 / 3, random_state=0)
-    features = np.array([settings_features(each.settings, space) for each in measured])
-    weights = [each.num_seeds for each in measured]
-    forest.fit(features, [each.gain for each in measured], sample_weight=weights)
-    predicted: NDArray[np.float64] = forest.predict([settings_features(each, space) for each in candidates])
+    features = np.array([settings_features(trial.settings, space) for trial in measured])
+    targets = [trial.gain for trial in measured]
+    forest.fit(features, targets, sample_weight=[trial.num_seeds for trial in measured])
+    candidate_features = [settings_features(settings, space) for settings in candidates]
+    predicted: NDArray[np.float64] = forest.predict(candidate_features)
     return predicted
 
 
@@ -206,12 +206,13 @@ def average_best_of(studies: Sequence[Records]) -> AverageBest:
             gains[label] += measured_gains(records, name)
     if len(gains) < 2:
         raise UserError("Pass studies of at least two datasets. The best settings of one are in best.yaml.")
-    for name, found in gains.items():
-        if len(found) < MIN_TRIALS:
-            count = format_count(len(found), "completed trial")
+    for name, measured in gains.items():
+        if len(measured) < MIN_TRIALS:
+            count = format_count(len(measured), "completed trial")
             raise UserError(f"{name} has {count}, but {MIN_TRIALS} are needed. Extend its study (--trials).")
     defaults = _default_settings(studies)
-    default = defaults[0] if all(each == defaults[0] for each in defaults) else None
+    are_equal = all(settings == defaults[0] for settings in defaults)
+    default = defaults[0] if are_equal else None
     return find_average_best(gains, studies[0].config.search.space, default)
 
 
@@ -224,10 +225,10 @@ class StudyDataset(NamedTuple):
 
 def _datasets_of(studies: Sequence[Records]) -> list[StudyDataset]:
     """Return all datasets of all studies, in order."""
-    found: list[StudyDataset] = []
+    parts: list[StudyDataset] = []
     for records in studies:
-        found += [StudyDataset(records, name) for name in records.config.search.datasets]
-    return found
+        parts += [StudyDataset(records, name) for name in records.config.search.datasets]
+    return parts
 
 
 def _default_settings(studies: Sequence[Records]) -> list[Settings]:
@@ -253,16 +254,17 @@ def _baseline_on(config: StudyConfig, dataset: str) -> Config:
 def _by_dataset(studies: Sequence[Records]) -> dict[str, list[StudyDataset]]:
     """Return the datasets of studies by label. Studies of the same dataset, with equal splits, share a label.
 
-    The label is the name of the dataset. If several datasets have this name, such as `folder`, it is
-    `NAME (STUDY)`, with the name of the first study of the dataset, or its path if the names are equal, too.
+    The label is the name of the dataset. If several datasets have this name, such as `folder`, the label is
+    `NAME (STUDY)`. STUDY is the folder name of the dataset's first study, or the path of this folder if
+    several folders have this name.
     """
     by_split: dict[tuple[str, str], list[StudyDataset]] = {}  # by name and digest of the split
     for part in _datasets_of(studies):
         digest = part.records.study.digests.get(f"split of {part.name}", "")
         by_split.setdefault((part.name, digest), []).append(part)
-    num_splits = Counter(name for name, _ in by_split)
+    num_splits = Counter(name for name, _ in by_split)  # by name of the dataset
     first_folders = [parts[0].records.folder for parts in by_split.values()]
-    num_folders = Counter(folder.name for folder in set(first_folders))
+    num_folders = Counter(folder.name for folder in set(first_folders))  # by folder name
     by_label: dict[str, list[StudyDataset]] = {}
     for ((name, _), parts), folder in zip(by_split.items(), first_folders, strict=True):
         label = name
@@ -293,7 +295,7 @@ def measured_gains(records: Records, dataset: str) -> list[MeasuredGain]:
             confirmed[candidate.number] = candidate.runs
             if candidate.is_baseline:
                 confirmed_baseline = candidate.runs
-    found: list[MeasuredGain] = []
+    gains: list[MeasuredGain] = []
     for trial in records.completed:
         runs = trial.runs
         baseline_runs = baseline.runs
@@ -305,8 +307,8 @@ def measured_gains(records: Records, dataset: str) -> list[MeasuredGain]:
             settings = trial.settings
             if settings == records.config.baseline_settings:  # each dataset has its own default settings
                 settings = _default_settings_on(records.config, dataset)
-            found.append(MeasuredGain(settings, mean(differences), len(differences)))
-    return found
+            gains.append(MeasuredGain(settings, mean(differences), len(differences)))
+    return gains
 
 
 def _on(dataset: str, runs: RunScores) -> RunScores:
@@ -375,8 +377,8 @@ def _options(config: StudyConfig, dataset: str) -> dict[str, object]:
 def _unpublished_settings(config: StudyConfig, dataset: str, run: Config) -> dict[str, object]:
     """Return the settings of a run that the study's options changed from the method's published ones.
 
-    The published settings of a recipe file are unknown, because the file may have changed since the study. In
-    their place, the run is compared with the settings of ProMetaR (`Config()`).
+    The published settings of a recipe file are unknown, because the file may have changed since the study. A
+    run of a recipe file is therefore compared with the settings of ProMetaR (`Config()`).
     """
     published = Config()
     if not is_recipe_file(config.baseline.method):
@@ -389,13 +391,14 @@ def _unpublished_settings(config: StudyConfig, dataset: str, run: Config) -> dic
 def _differences(run: Config, published: Config) -> dict[str, object]:
     """Return the settings of a method in `run` that differ from `published`."""
     before = published.flat()
-    return {
-        key: value
-        for key, value in run.flat().items()
-        if key.partition(".")[0] not in {"method", "data", "backbone"}
-        and key != "train.seed"
-        and (key not in before or before[key] != value)
-    }
+    differences: dict[str, object] = {}
+    for key, value in run.flat().items():
+        section, _, _ = key.partition(".")
+        is_of_method = section not in {"method", "data", "backbone"} and key != "train.seed"
+        has_changed = key not in before or before[key] != value
+        if is_of_method and has_changed:
+            differences[key] = value
+    return differences
 
 
 # Recipe
@@ -404,9 +407,9 @@ def _differences(run: Config, published: Config) -> dict[str, object]:
 def recipe_text(studies: Sequence[Records], best: AverageBest) -> str:
     """Return a recipe (`--method FILE.yaml`) with the chosen settings, as YAML.
 
-    It starts from the recipe of the studies' method, with its settings by dataset (`by`). The options of the
-    studies override these, and the chosen settings override both. It trains for as many epochs as the final
-    tests of the studies, unless the epochs were searched.
+    The recipe starts from that of the studies' method, including the settings by dataset (`by`). The options
+    of the studies override them, and the chosen settings override both. The number of epochs is that of the
+    studies' final tests, unless the epochs were searched.
     """
     config = studies[0].config
     dataset = config.search.datasets[0]
@@ -425,10 +428,12 @@ def recipe_text(studies: Sequence[Records], best: AverageBest) -> str:
     else:
         base = recipe(method)
         run = configure(method).override(overrides)
+    # A recipe contains the settings that differ from those of ProMetaR.
     sections: dict[str, dict[str, object]] = {}
-    for key, value in _differences(run, Config()).items():  # a recipe contains what differs from ProMetaR's
+    for key, value in _differences(run, Config()).items():
         section, _, name = key.partition(".")
         sections.setdefault(section, {})[name] = value
+
     folders = ", ".join(str(records.folder) for records in studies)
     content: dict[str, object] = {
         "title": f"{method}, average best",
@@ -459,27 +464,26 @@ def _space_name(config: StudyConfig) -> str:
 
 
 def _entries(base: Recipe, run: Config, fixed: Collection[str]) -> Iterator[dict[str, object]]:
-    """Yield the entries of `by` in a recipe.
+    """Yield the entries of `by` in the new recipe: those of `base` without some of their settings.
 
-    They leave out settings in `fixed`, which the user or the search chose, because the entries of a recipe
-    win over its settings. They also leave out settings that the kind of their section does not have.
+    The entries of a recipe win over its settings. They therefore leave out settings that the user or the
+    search chose. They also leave out settings that the kind of their section does not have.
+
+    Args:
+        base: Recipe of the studies' method.
+        run: Configuration with the settings of the new recipe.
+        fixed: Dotted keys of the settings that the user or the search chose.
     """
     values = run.flat()
     for entry in base.by:
         kept: SettingsBySection = {}
         for section, settings in entry.settings.items():
-            # The kind of a section, such as its optimizer, determines which settings the section has.
-            # Like other settings, it is that of the entry, unless it is fixed or the entry has none.
+            not_fixed = {name: value for name, value in settings.items() if f"{section}.{name}" not in fixed}
+            # The kind of a section, such as the kind of optimizer, determines which settings it has.
             field = kind_field(section)
-            kind = values.get(f"{section}.{field}")
-            if field in settings and f"{section}.{field}" not in fixed:
-                kind = settings[field]
+            kind = not_fixed.get(field, values.get(f"{section}.{field}"))
             known = settings_of_kind(section, kind)
-            used = {
-                name: value
-                for name, value in settings.items()
-                if name in known and f"{section}.{name}" not in fixed
-            }
+            used = {name: value for name, value in not_fixed.items() if name in known}
             if used:
                 kept[section] = used
         if kept:

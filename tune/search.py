@@ -51,9 +51,10 @@ def _parameters() -> Iterator[Parameter]:
                 )
                 continue
             takes_several = get_origin(field.annotation) is tuple
+            kind = list[str] | None if takes_several else str | None
             yield _parameter(
                 f"--{option}",
-                list[str] | None if takes_several else str | None,
+                kind,
                 name,
                 help=_CONFIG_HELP.get(option, f"{field.description}{_default(field)}"),
                 rich_help_panel=group,
@@ -96,7 +97,7 @@ def _metavar(field: FieldInfo) -> str:
 
 
 def _default(field: FieldInfo) -> str:
-    """Return the default as a sentence after a space.
+    """Return a space and a sentence that states the default of an option.
 
     Return "" if the description states the default, or if the default is empty, such as None.
     """

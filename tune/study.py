@@ -181,7 +181,10 @@ class Study:
             notes += exclusion_notes(self.config, plan.datasets, self.folder.read(StudyRecord))
         for note in notes:
             self.console.print(note)
-        excluded = {each.name: tuple(sorted(each.excluded)) for each in plan.datasets if each.excluded}
+        excluded: dict[str, tuple[str, ...]] = {}
+        for dataset in plan.datasets:
+            if dataset.excluded:
+                excluded[dataset.name] = tuple(sorted(dataset.excluded))
         self.folder.write_study(self.config, digests, plan.classes, excluded=excluded, exclusion_notes=notes)
 
     def _require_completed_trial(self) -> None:
@@ -405,7 +408,7 @@ class Study:
         with self._lock():
             nodes = start_ray(address=config.location.address)
             on_gpu = uses_gpus(nodes, config.resources)
-            memory = max(footprint.memory_bytes(each, on_gpu=on_gpu) for each in config.baselines)
+            memory = max(footprint.memory_bytes(run, on_gpu=on_gpu) for run in config.baselines)
             resources, summary = plan_trials(nodes, config.resources, config.search.trials, memory)
             lines = [self._headline, str(plan), summary]
             lines += self._about_enqueued

@@ -29,8 +29,8 @@ class TrackerRun:
     """Run of a tracker, which shows one job.
 
     Args:
-        log: Function of a metric's name, its value and the epoch. It logs the value.
-        finish: Function of the failure reason, which is "" if the job did not fail. It ends the run.
+        log: Function that logs a value, given the metric's name, the value and the epoch.
+        finish: Function that ends the run, given the failure reason, or "" if the job did not fail.
     """
 
     log: Callable[[str, float, int], object]
@@ -96,7 +96,7 @@ def _start_mlflow(folder: Path, job: Job, job_id: str, settings: dict[str, Any])
 
 def _start_wandb(folder: Path, job: Job, job_id: str, settings: dict[str, Any]) -> TrackerRun:
     wandb = import_module("wandb")
-    mode = None  # W&B uses WANDB_MODE, or else logs to its server
+    mode = None  # W&B then uses WANDB_MODE, or logs to its server if WANDB_MODE is not set
     if not os.environ.get("WANDB_MODE") and not wandb.login(prompt=False):
         mode = "offline"
     run = wandb.init(

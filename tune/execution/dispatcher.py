@@ -39,9 +39,9 @@ class _Submission:
         request: Job, resources and timeout for the worker.
         machine: Node ID of the machine on which the latest worker runs, or "" until the worker has started.
         deaths: Number of failed attempts since the last new epoch that count towards `MAX_RETRIES`.
-        faults: Faults since the last new epoch, as pairs: name of the machine, and what happened there.
+        faults: Faults since the last new epoch, as pairs of a machine's name and what happened there.
         tried: Node IDs of the machines on which an attempt has failed since the last new epoch.
-        is_larger: True if the job ran out of memory, and therefore needs more resources than planned.
+        is_larger: True if the job needs more resources than planned, because it ran out of memory.
         epoch: Highest reported epoch.
         reported_error: Error message of the latest report, or "".
         ended: True if the latest report is the final one, or if an observer stopped the job.
@@ -134,8 +134,8 @@ class Dispatcher:
         with self._end_on_error():
             if self.finished or len(self._running) >= self._machines.num_concurrent:
                 return None
-            without_machine = [each for each in self._running.values() if not each.machine]
-            if any(each.is_larger for each in without_machine):
+            waiting = [running for running in self._running.values() if not running.machine]
+            if any(submission.is_larger for submission in waiting):
                 return None
             submission = self._retries.popleft() if self._retries else self._next_submission()
             if submission is None:

@@ -17,7 +17,7 @@ from tune.records.schema import EpochReport
 
 
 class LiveView:
-    """Progress of one stage: on a terminal, a progress bar and failures; elsewhere, a line per ended job.
+    """Progress of one stage. A terminal shows a bar and failures. Other outputs get a line per ended job.
 
     Use the view as a context manager around `run_jobs`, and pass it as an observer, after `progress`.
     """
@@ -67,10 +67,10 @@ class LiveView:
         table = Table.grid(padding=(0, 1))
         table.add_row(progress.stage, bar, _truncated(summary))
         lines: list[Text] = []
-        for each in list(progress.running.values()):  # a copy, because rich renders in another thread
-            epochs = f"epoch {each.report.epoch}/{each.job.epochs}"
-            objective = _describe_objective(each.report)
-            lines.append(_truncated(f"  {each.job.name}: {epochs}{objective}"))
+        for running in list(progress.running.values()):  # a copy, because rich renders in another thread
+            epochs = f"epoch {running.report.epoch}/{running.job.epochs}"
+            objective = _describe_objective(running.report)
+            lines.append(_truncated(f"  {running.job.name}: {epochs}{objective}"))
         return Group(table, *lines)
 
 

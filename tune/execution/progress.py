@@ -58,7 +58,7 @@ class JobProgress:
 class StageProgress:
     """Observer that records the progress of one stage, for the live view and the live page.
 
-    In a list of observers, it comes before those that read it.
+    In a list of observers, it comes before the observers that read it.
 
     Args:
         stage: Name of the stage, e.g. "Search".
@@ -95,7 +95,7 @@ class StageProgress:
         self._start = clock()
 
     def started(self, job: Job) -> None:
-        used = {each.slot for each in self.running.values()}
+        used = {running.slot for running in self.running.values()}
         slot = next(number for number in count(1) if number not in used)
         self.running[job.name] = JobProgress(job, slot, datetime.now())
 
@@ -147,4 +147,4 @@ class StageProgress:
     def _running_fractions(self) -> float:
         """Sum of the completed fractions of the running jobs, e.g. 1.5 for three half-finished jobs."""
         running = list(self.running.values())  # a copy, because the live view reads it in another thread
-        return sum(each.report.epoch / each.job.epochs for each in running)
+        return sum(progress.report.epoch / progress.job.epochs for progress in running)

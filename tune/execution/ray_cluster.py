@@ -30,7 +30,8 @@ _LOCAL_ENVIRONMENT = {
 }
 # If the head accepts connections but `ray.init` fails, a token may be missing. Ray's error may not say so.
 _TOKEN_HINT = " If the cluster requires a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH."
-TOKEN = secrets.token_hex(32)  # of the clusters that this process starts
+TOKEN = secrets.token_hex(32)
+"""Token of the clusters that this process starts."""
 _TOKEN_FILE = Path.home() / ".ray" / "auth_token"  # where Ray stores a token by default
 _owns_cluster = False
 
@@ -139,11 +140,11 @@ def _start(address: str | None, *, num_cpus: int | None) -> None:
 
 
 def _token_contexts(address: str | None) -> list[_TokenContext]:
-    """Return the context of each attempt to start Ray, in which Ray finds the token of the cluster.
+    """Return one context per attempt to start Ray. Within it, Ray finds the token of the cluster.
 
-    On a busy machine, Ray may not start within its timeout of 30 s, so it gets a second attempt. Ray reads a
-    token once per process. If the process has used a cluster with the token in ~/.ray/auth_token, as
-    notebooks may, it cannot start a cluster with another token. The last attempt then uses this token.
+    On a busy machine, Ray may not start within its timeout of 30 s, so there is a second attempt. Ray reads a
+    token once per process. A process that has used a cluster with the token in ~/.ray/auth_token, as
+    notebooks may, cannot start a cluster with another token. The last attempt therefore uses this token.
     """
     if address is not None:
         return [nullcontext]  # the user has set the token of an existing cluster
@@ -234,7 +235,7 @@ def head_is_dead() -> bool:
 
 
 def local_node_is_dead() -> bool:
-    """Return True if Ray's head considers this machine's node dead."""
+    """Return True if the head of the Ray cluster considers the node of this machine dead."""
     import ray
 
     if not ray.is_initialized():

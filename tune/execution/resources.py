@@ -17,6 +17,7 @@ NodeResources = Mapping[str, float]
 """Resources of a machine as Ray reports them, e.g. {"CPU": 8.0, "GPU": 1.0, "memory": 2e10}."""
 _MAX_JOBS_PER_GPU = 4
 """Maximum number of jobs on one GPU, unless --gpus-per-trial is set. With more, GPU memory may run out."""
+_TOLERANCE = 1e-9  # of rounding errors in quotients
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +121,8 @@ def plan_trials(
     `max_concurrent_trials`). This limit does not apply to confirmation and final test (see `plan_runs`).
 
     Example:
-        >>> print(plan_trials([{"CPU": 2.0}], ResourcesConfig(), 24)[1])
+        >>> _, summary = plan_trials([{"CPU": 2.0}], ResourcesConfig(), 24)
+        >>> print(summary)
         2 concurrent trials (all that fit), each with 1 CPU
     """
     return plan_resources(
@@ -163,7 +165,8 @@ def plan_runs(
         option_noun: Last word of the options for resources: `--cpus-per-<option_noun>`.
 
     Example:
-        >>> print(plan_runs([{"CPU": 64.0, "GPU": 16.0}], ResourcesConfig(), 30)[1])
+        >>> _, summary = plan_runs([{"CPU": 64.0, "GPU": 16.0}], ResourcesConfig(), 30)
+        >>> print(summary)
         30 concurrent runs (all remaining runs), each with 2 CPUs and 0.5 GPU
     """
     all_runs = Limit(num_runs, "all remaining runs")
@@ -185,9 +188,10 @@ def plan_resources(
     Args:
         nodes: Resources of each machine, e.g. [{"CPU": 32.0, "GPU": 4.0}].
         resources: Resources as set by the user.
-        all_jobs: Number of jobs: if all of them run, nothing is left for more.
+        all_jobs: Limit by the total number of jobs.
         memory: Estimated memory per job in bytes, 0 if unknown. One job per machine is always allowed,
-            because the estimate may be too high. It is ignored if the user sets `resources.max_concurrent`.
+            because the estimate may be too high. The estimate is ignored if the user sets
+            `resources.max_concurrent`.
         default_limit: Limit that applies unless the user sets `resources.max_concurrent`.
         noun: Name of a job in messages.
         option_noun: Last word of the options for resources: `--cpus-per-<option_noun>`.
@@ -206,7 +210,7 @@ def plan_resources(
         memory = 0
     elif default_limit:
         limits.append(default_limit)
-    max_concurrent, reason_for_limit = min(limits, key=lambda limit: limit.max_concurrent)
+    limit = min(limits, key=lambda limit: limit.max_concurrent)
 
     def capacity(cpus: float, gpus: float) -> int:
         """Return the number of jobs of this size that fit on all machines."""
@@ -214,15 +218,9 @@ def plan_resources(
 
     # The smallest jobs determine how many are concurrent.
     cpus = resources.cpus_per_trial or 1.0
-    if resources.gpus_per_trial == "auto":
-        gpu_shares = _possible_gpu_shares(max_gpus)
-    else:
-        gpu_shares = [resources.gpus_per_trial]
-        if resources.gpus_per_trial > 1:
-            problem = f"--gpus-per-{option_noun} must be at most 1, got {resources.gpus_per_trial:g}."
-            raise UserError(f"{problem} A {noun} trains on one GPU.")
+    gpu_shares = _possible_gpu_shares(resources, max_gpus, noun=noun, option_noun=option_noun)
     smallest_share = gpu_shares[-1]
-    num_concurrent = min(max_concurrent, capacity(cpus, smallest_share))
+    num_concurrent = min(limit.max_concurrent, capacity(cpus, smallest_share))
     if not num_concurrent:
         gpu = f" and {smallest_share:g} GPU" if smallest_share else ""
         raise UserError(
@@ -237,35 +235,56 @@ def plan_resources(
         while cpus + 1 <= max_cpus and capacity(cpus + 1, gpus) >= num_concurrent:
             cpus += 1
 
-    if num_concurrent == max_concurrent:
-        reason = reason_for_limit
-    elif resources.max_concurrent:
-        reason = f"all that fit, below --max-concurrent {resources.max_concurrent}"
-    else:
-        reason = "all that fit"
-    jobs_text = format_count(num_concurrent, f"concurrent {noun}")
-    resources_text = format_count(cpus, "CPU")
-    if gpus:
-        resources_text += f" and {format_count(gpus, 'GPU')}"
-    summary = f"{jobs_text} ({reason}), each with {resources_text}"
     planned = JobResources(
         num_concurrent=num_concurrent,
-        max_concurrent=max_concurrent,
+        max_concurrent=limit.max_concurrent,
         cpus=cpus,
         gpus=gpus,
         max_cpus=max_cpus,
         max_gpus=max_gpus,
         memory=memory,
     )
-    return planned, summary
+    if num_concurrent == limit.max_concurrent:
+        reason = limit.reason
+    elif resources.max_concurrent:
+        reason = f"all that fit, below --max-concurrent {resources.max_concurrent}"
+    else:
+        reason = "all that fit"
+    return planned, _summarize(planned, reason, noun)
 
 
-def _possible_gpu_shares(max_gpus: float) -> list[float]:
-    """Return the numbers of GPUs that a job may have, largest first: 1, 1/2, 1/3, 1/4, or only 0.
+def _summarize(planned: JobResources, reason: str, noun: str) -> str:
+    """Return the number of concurrent jobs, the reason for it, and the resources of each job, as one line."""
+    jobs = format_count(planned.num_concurrent, f"concurrent {noun}")
+    resources = format_count(planned.cpus, "CPU")
+    if planned.gpus:
+        resources += f" and {format_count(planned.gpus, 'GPU')}"
+    return f"{jobs} ({reason}), each with {resources}"
+
+
+def _possible_gpu_shares(
+    resources: ResourcesConfig, max_gpus: float, *, noun: str, option_noun: str
+) -> list[float]:
+    """Return the numbers of GPUs that a job may have, largest first.
+
+    These are 1, 1/2, 1/3 and 1/4, or only 0 without GPUs, or only the number that the user has set.
 
     Args:
+        resources: Resources as set by the user.
         max_gpus: Largest number of GPUs of a machine.
+        noun: Name of a job in messages.
+        option_noun: Last word of the options for resources.
+
+    Raises:
+        UserError: the user requests more than one GPU per job.
     """
+    requested = resources.gpus_per_trial
+    if requested != "auto":
+        if requested > 1:
+            raise UserError(
+                f"--gpus-per-{option_noun} must be at most 1, got {requested:g}. A {noun} trains on one GPU."
+            )
+        return [requested]
     if not max_gpus:
         return [0.0]
     # Rounded down to Ray's resolution of 1/10,000.
@@ -281,10 +300,9 @@ def _node_capacity(node: NodeResources, cpus: float, gpus: float, memory: float)
         gpus: GPUs per job, at most 1. A job cannot use parts of several GPUs.
         memory: Estimated memory per job in bytes, 0 if unknown.
     """
-    # 1e-9 tolerates rounding errors.
-    capacity = math.floor(node.get("CPU", 0.0) / cpus + 1e-9)
+    capacity = math.floor(node.get("CPU", 0.0) / cpus + _TOLERANCE)
     if gpus:
-        jobs_per_gpu = math.floor(1 / gpus + 1e-9)
+        jobs_per_gpu = math.floor(1 / gpus + _TOLERANCE)
         num_gpus = math.floor(node.get("GPU", 0.0))
         capacity = min(capacity, jobs_per_gpu * num_gpus)
     if memory and "memory" in node:

@@ -29,8 +29,8 @@ from tune.records.schema import EpochReport, RunScore
 class JobTraining:
     """Training of one job. Every epoch is reported in order, even if the checkpoints already contain it.
 
-    If a folder cannot be written, or data or weights cannot be read, methods raise InfrastructureError. The
-    settings of the job are not at fault.
+    Methods raise InfrastructureError if a folder cannot be written, or data or weights cannot be read,
+    because the settings of the job are not at fault.
 
     Args:
         request: The job, its resources and its timeout.
@@ -54,7 +54,7 @@ class JobTraining:
             self._train()
             sessions = self._sessions.values()
             # A resumed session may contain more epochs than have been reported.
-            finished = all(each.finished and len(each.history) <= self._epoch for each in sessions)
+            finished = all(session.finished and len(session.history) <= self._epoch for session in sessions)
             if finished:
                 for folder, session in self._sessions.items():
                     self._finish(folder, session)
@@ -133,8 +133,9 @@ class JobTraining:
     def close(self) -> None:
         """Close the data streams, and release cached GPU memory for other workers."""
         while self._sessions:
-            # Without a variable, which would keep the tensors of the last session in memory.
-            self._sessions.popitem()[1].close()
+            _, session = self._sessions.popitem()
+            session.close()
+            del session  # otherwise, this variable would keep the session's tensors in memory
         release_cached_memory()
 
 

@@ -155,10 +155,11 @@ class JobWorker(ray_tune.Trainable):
         if seconds is None:
             yield
             return
+        path = folder / STACKS_FILE
         try:
-            file = (folder / STACKS_FILE).open("w")
+            file = path.open("w")
         except OSError as error:
-            raise cannot_write_error(folder / STACKS_FILE, error) from None
+            raise cannot_write_error(path, error) from None
         with file:
             faulthandler.dump_traceback_later(seconds, exit=True, file=file)
             try:
@@ -166,12 +167,12 @@ class JobWorker(ray_tune.Trainable):
             finally:
                 faulthandler.cancel_dump_traceback_later()
                 with suppress(OSError):
-                    (folder / STACKS_FILE).unlink()
+                    path.unlink()
 
 
 @contextmanager
 def _convert_errors() -> Iterator[None]:
-    """Replace errors of other libraries, which mean that a file cannot be accessed or memory is exhausted.
+    """Replace errors of other libraries if a file cannot be accessed or memory is exhausted.
 
     Raises:
         InfrastructureError: the disk is full or read-only, or a file cannot be accessed.

@@ -108,7 +108,7 @@ class StudyFolder:
         if previous is not None:
             earlier_environments = [*previous.earlier_environments, previous.environment]
             all_notes = [*previous.exclusion_notes, *exclusion_notes]
-        distinct_notes = tuple(dict.fromkeys(all_notes))  # in order
+        distinct_notes = tuple(dict.fromkeys(all_notes))  # in order of first appearance
 
         record = StudyRecord(
             config=config,
@@ -118,7 +118,7 @@ class StudyFolder:
             digests=input_digests,
             command=masked(_command_line(sys.argv)),
             environment=current,
-            earlier_environments=tuple(each for each in earlier_environments if each != current),
+            earlier_environments=tuple(earlier for earlier in earlier_environments if earlier != current),
             classes=classes or {},
             excluded=excluded or {},
             exclusion_notes=distinct_notes,

@@ -36,7 +36,8 @@ NonNegative = Annotated[float, Field(ge=0, le=1e10)]
 
 _STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, validate_by_name=True)
 
-# Fields whose keys in record files differ from their names. Files of earlier versions have these keys.
+# Types of fields whose keys in record files (aliases) differ from their names. Earlier versions wrote these
+# keys, too.
 _Digests = Annotated[Mapping[str, str], Field(alias="contents")]
 _ReadsTestImages = Annotated[bool, Field(alias="leaks")]
 _Error = Annotated[str, Field(alias="failed")]
@@ -117,15 +118,16 @@ PARTS = ("base", "new")
 def metrics_by_part(runs: RunScores) -> dict[str, list[ClassificationMetrics]]:
     """Return the metrics of each run by evaluation set ("base" or "new").
 
-    Runs without metrics are left out, as are runs whose classes differ from those of the first run.
-    Evaluation sets without metrics are left out, too.
+    Runs without metrics, and runs whose classes differ from those of the first run, are left out. Evaluation
+    sets without metrics are left out, too.
     """
     by_part: dict[str, list[ClassificationMetrics]] = {}
     for part in PARTS:
-        metrics = [run.metrics[part] for run in runs if part in run.metrics]
-        with_same_classes = [each for each in metrics if each.classnames == metrics[0].classnames]
-        if with_same_classes:
-            by_part[part] = with_same_classes
+        all_metrics = [run.metrics[part] for run in runs if part in run.metrics]
+        if not all_metrics:
+            continue
+        classnames = all_metrics[0].classnames
+        by_part[part] = [metrics for metrics in all_metrics if metrics.classnames == classnames]
     return by_part
 
 
@@ -222,7 +224,10 @@ class TrialRecord:
 def rank_completed(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
     """Return the completed trials, highest objective first. Ties are ordered by trial number."""
     completed = [trial for trial in trials if trial.objective_if_completed is not None]
-    return sorted(completed, key=lambda trial: (-(trial.objective_if_completed or 0.0), trial.number))
+    completed.sort(key=lambda trial: trial.number)
+    # The second sort is stable, so ties stay in order of number. `or` is needed only by type checkers.
+    completed.sort(key=lambda trial: trial.objective_if_completed or 0.0, reverse=True)
+    return completed
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -275,7 +280,7 @@ class Confirmation:
     @property
     def selected_candidate(self) -> Candidate:
         """Candidate with the number `selected_number`."""
-        return next(each for each in self.candidates if each.number == self.selected_number)
+        return next(candidate for candidate in self.candidates if candidate.number == self.selected_number)
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -327,8 +332,8 @@ def mean_differences(tests: Iterable[DatasetTest], metric: str = "objective") ->
     by_dataset = [paired_differences(test.selected, test.baseline, metric) for test in tests]
     means: dict[int, float] = {}
     for seed in by_dataset[0]:
-        if all(seed in by_seed for by_seed in by_dataset):
-            means[seed] = mean(by_seed[seed] for by_seed in by_dataset)
+        if all(seed in differences for differences in by_dataset):
+            means[seed] = mean(differences[seed] for differences in by_dataset)
     return means
 
 
@@ -495,7 +500,7 @@ def read_record(path: Path, kind: type[Record]) -> Record | None:
         raise UserError(f"Cannot read {path}: {error.strerror}.") from None
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        field = ".".join(map(str, first["loc"])) or "top level"
+        field = ".".join(map(str, first["loc"])) or "top level"  # no location: the record as a whole
         message = first["msg"].removeprefix("Value error, ")
         problem = f"{field}: {message}"
     except (TypeError, ValueError, RecursionError) as error:  # invalid JSON, deep nesting, or YAML dates

@@ -1,6 +1,6 @@
 """Search spaces: YAML files that map settings to ranges. A range may have a condition on other settings."""
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
@@ -76,7 +76,10 @@ class Space(StrictModel):
         for key, entry in self.ranges.items():
             if entry.type == "float":
                 return None
-            values = entry.choices if entry.type == "choice" else range(int(entry.low), int(entry.high) + 1)
+            if entry.type == "choice":
+                values: Sequence[Value] = entry.choices
+            else:
+                values = range(int(entry.low), int(entry.high) + 1)
             if len(combinations) * len(values) > MAX_COMBINATIONS:
                 return None
             extended: list[dict[str, Value]] = []
@@ -187,22 +190,16 @@ class Space(StrictModel):
         ranges: dict[str, Range] = {}
         for key, original in self.ranges.items():
             removed = original.when.keys() - ranges.keys()
-            if key in fixed or any(defaults.get(other) not in original.when[other] for other in removed):
+            is_inactive = any(defaults.get(other) not in original.when[other] for other in removed)
+            if key in fixed or is_inactive:
                 continue
             when = {other: values for other, values in original.when.items() if other in ranges}
             entry = original.model_copy(update={"when": when})
             if entry.is_active(defaults) and key in defaults and not entry.contains(defaults[key]):
                 continue
             required = required_values(entry, ranges)
-            try:
-                variants = [config.override({**required, key: value}) for value in entry.probe_values]
-                used_by_variant = [_used_settings(variant) for variant in variants]
-            except UserError:  # a value of the range conflicts with the configuration
-                continue
-            first, *others = used_by_variant
-            has_effect = any(other != first for other in others)
-            always_learns = not any(used.method.is_untrained for used in used_by_variant)
-            if has_effect and always_learns:
+            variants = [{**required, key: value} for value in entry.probe_values]
+            if _can_be_searched(config, variants):
                 ranges[key] = entry
         return self.model_copy(update={"ranges": ranges})
 
@@ -252,8 +249,8 @@ def _used_settings(config: Config) -> _UsedSettings:
     from prometar.methods.composition import KINDS, LEARNING_SECTIONS, build
     from prometar.methods.optimizers import SGD
 
-    # Some settings of the optimizer have no effect. `others` contains the remaining ones, so the method gets
-    # the same optimizer for all configurations.
+    # Some settings of the optimizer have no effect. `others` contains those that have one, so the method
+    # gets the same optimizer for all configurations.
     method = replace(build(config), optimizer=SGD())
     excluded = {f"optim.{section}_lr_factor" for section in LEARNING_SECTIONS - method.learning_sections}
     if not method.inner:  # Only the meta phase trains the gate (the modulator's learnable tensors).
@@ -261,10 +258,27 @@ def _used_settings(config: Config) -> _UsedSettings:
     sections_of_method = KINDS.keys() - {"optim"}
     others: dict[str, object] = {}
     for key, value in config.flat().items():
-        section = key.partition(".")[0]
+        section, _, _ = key.partition(".")
         if key not in excluded and section not in sections_of_method:
             others[key] = value
     return _UsedSettings(method, others)
+
+
+def _can_be_searched(config: Config, variants: Sequence[Settings]) -> bool:
+    """Return True if all variants of `config` are valid and train something, and if they differ in effect.
+
+    Args:
+        config: Default settings.
+        variants: Settings that replace those of `config`, by dotted key.
+    """
+    try:
+        used_by_variant = [_used_settings(config.override(variant)) for variant in variants]
+    except UserError:
+        return False
+    first, *others = used_by_variant
+    differs = any(other != first for other in others)
+    always_learns = not any(used.method.is_untrained for used in used_by_variant)
+    return differs and always_learns
 
 
 def built_in_spaces() -> list[str]:
@@ -348,8 +362,8 @@ def load_enqueued(path: Path, space: Space) -> list[dict[str, Value]]:
     """Load settings to enqueue from a YAML file that contains a mapping, or a list of mappings.
 
     A mapping contains settings of the space, with dotted or nested keys. Missing settings are sampled. A
-    mapping may also be a complete configuration, such as another study's best.yaml. Only its searched
-    settings are read.
+    mapping may also be a complete configuration, such as another study's best.yaml. Of such a
+    configuration, only the searched settings are read.
 
     Returns:
         Settings by dotted key, for each mapping.
