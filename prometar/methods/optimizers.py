@@ -34,7 +34,10 @@ class Optimizer(Protocol):
     def __call__(
         self, leaves: Leaves, gradient: Tensors, slots: Slots, *, lr: float, num_updates: int
     ) -> tuple[Leaves, Slots]:
-        """Return the new leaves and slots after `num_updates` earlier updates. May empty `gradient`."""
+        """Return the new leaves and slots after `num_updates` earlier updates.
+
+        Tensors must not be changed in place. The dictionary `gradient` may be emptied, to free its tensors.
+        """
         ...
 
 

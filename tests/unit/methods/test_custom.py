@@ -5,9 +5,11 @@ import importlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from textwrap import dedent
 from typing import Any
 
 import pytest
+import torch
 
 from prometar.clip.model import Clip
 from prometar.clip.openclip import load_backbone
@@ -134,6 +136,233 @@ def test_prompts_that_change_their_leaves_in_place_are_one_line(mine: Path, clip
     with pytest.raises(UserError, match=r"^mine:Doubled must not change its inputs in place") as caught:
         check_components(configure("prometar", {"prompts.kind": "mine:Doubled"}), clip)
     assert "\n" not in str(caught.value)
+
+
+# Setting that selects the component, and a module that defines it as `Part`.
+OTHER_IN_PLACE = {
+    "adapters, weights": (
+        "adapters.kind",
+        """
+        from prometar.methods.adapters import Adapters
+
+        class Part(Adapters):
+            def changes(self, tower):
+                return tower == "text"
+
+            def block(self, place, block, inputs):
+                block.c_fc_weight.mul_(1.01)
+                return block
+        """,
+    ),
+    "adapters, last block": (
+        "adapters.kind",
+        """
+        from prometar.methods.adapters import Adapters
+
+        class Part(Adapters):
+            def changes(self, tower):
+                return tower == "vision"
+
+            def parallel(self, place, normed, inputs):
+                return normed.mul_(2) if place.index == place.num_blocks - 1 else None
+        """,
+    ),
+    "features": (
+        "features.kind",
+        """
+        from prometar.methods.features import FeatureFunction
+
+        class Part(FeatureFunction):
+            def __call__(self, leaves, features):
+                features.image_BE.add_(1)
+                return features
+        """,
+    ),
+    "logits": (
+        "logits.kind",
+        """
+        from prometar.methods.logits import Logits
+
+        class Part(Logits):
+            def __call__(self, leaves, features, scale, *, new_classes):
+                features.text_CE.div_(features.text_CE.norm(dim=-1, keepdim=True))
+                return scale * features.image_BE @ features.text_CE.T
+        """,
+    ),
+    "modulator": (
+        "modulator.kind",
+        """
+        from prometar.methods.modulators import Modulator
+
+        class Part(Modulator):
+            def __call__(self, gate, g_task, g_reg):
+                return {name: g.add_(g_reg[name]) for name, g in g_task.items()}
+        """,
+    ),
+    "inner loop": (
+        "inner.kind",
+        """
+        class Part:
+            lr, outer_weight, second_order = 0.1, 0.1, True
+
+            def component(self):
+                return self
+
+            def __call__(self, prompts, gradient):
+                return {name: leaf.sub_(self.lr * gradient[name]) for name, leaf in prompts.items()}
+        """,
+    ),
+    "averager": (
+        "averager.kind",
+        """
+        def Part(average, prompts, epoch, epochs):
+            if not average:
+                return prompts
+            return {name: old.lerp_(prompts[name], 0.5) for name, old in average.items()}
+        """,
+    ),
+    "optimizer, leaves": (
+        "optim.kind",
+        """
+        class Part:
+            def initialize(self, leaves):
+                return {}
+
+            def __call__(self, leaves, gradient, slots, *, lr, num_updates):
+                return {name: leaf.sub_(lr * gradient[name]) for name, leaf in leaves.items()}, {}
+        """,
+    ),
+    "optimizer, slots that start at zero": (
+        "optim.kind",
+        """
+        class Part:
+            def initialize(self, leaves):
+                return {"momenta": {name: leaf * 0 for name, leaf in leaves.items()}}
+
+            def __call__(self, leaves, gradient, slots, *, lr, num_updates):
+                momenta = {name: b.mul_(0.9) for name, b in slots["momenta"].items()}
+                new = {name: leaf - lr * gradient[name] for name, leaf in leaves.items()}
+                return new, {"momenta": momenta}
+        """,
+    ),
+}
+
+
+@pytest.mark.parametrize(("kind", "source"), OTHER_IN_PLACE.values(), ids=OTHER_IN_PLACE.keys())
+def test_a_component_that_changes_its_inputs_in_place_is_one_line(
+    mine: Path, clip: Clip, kind: str, source: str
+) -> None:
+    """Training would fail later, or compute something else than the component returns."""
+    mine.write_text(dedent(source))
+    with pytest.raises(UserError, match=r"^mine:Part must not change its inputs in place") as caught:
+        check_components(configure("prometar", {kind: "mine:Part"}), clip)
+    assert "\n" not in str(caught.value)
+
+
+BACKWARD = """
+from prometar.methods.logits import Logits
+
+
+class Part(Logits):
+    def __call__(self, leaves, features, scale, *, new_classes):
+        similarity = (scale * features.cosines_BC).exp()
+        logits = similarity.square()
+        similarity.zero_()
+        return logits
+"""
+
+
+def test_a_component_whose_backward_pass_fails_is_one_line(mine: Path, clip: Clip) -> None:
+    mine.write_text(BACKWARD)
+    message = r"^mine:Part fails: RuntimeError: one of the variables needed for gradient computation"
+    with pytest.raises(UserError, match=message) as caught:
+        check_components(configure("prometar", {"logits.kind": "mine:Part"}), clip)
+    assert "\n" not in str(caught.value)
+
+
+def test_results_that_are_not_tensors_by_name_are_one_line(mine: Path, clip: Clip) -> None:
+    mine.write_text("""
+from prometar.methods.features import FeatureFunction
+
+
+class Part(FeatureFunction):
+    def initialize(self, clip, generator):
+        return [clip.logit_scale]
+""")
+    message = r"^mine:Part: initialize must return a dictionary of tensors\.$"
+    with pytest.raises(UserError, match=message):
+        check_components(configure("prometar", {"features.kind": "mine:Part"}), clip)
+
+
+DEPENDENT_PROMPTS = """
+from prometar.methods.prompts import {base}
+
+
+class Part({base}):
+    def initialize(self, clip, init_ids, generator):
+        return {base}(kind="{kind}").initialize(clip, init_ids, generator)
+
+    def condition_tokens(self, tokens, frozen_NE):
+        return {result}
+
+
+Part = Part(kind="{kind}")
+"""
+
+
+@pytest.mark.parametrize(
+    ("base", "kind"), [("ConditionalPrompts", "conditional"), ("ClassAwarePrompts", "class_aware")]
+)
+def test_prompts_that_depend_on_images_or_classes_may_have_other_tensors_than_tokens(
+    mine: Path, clip: Clip, base: str, kind: str
+) -> None:
+    result = "super().condition_tokens(tokens, frozen_NE)"
+    mine.write_text(DEPENDENT_PROMPTS.format(base=base, kind=kind, result=result))
+    check_components(configure("prometar", {"prompts.kind": "mine:Part"}), clip)
+
+
+@pytest.mark.parametrize(
+    ("base", "kind", "result", "message"),
+    [
+        (
+            "ConditionalPrompts",
+            "conditional",
+            "{'text.0': tokens['text.0']}",
+            r"must return a tensor of shape \(2, 4, \d+\) for text\.0, got a tensor of shape \(4, \d+\)",
+        ),
+        (
+            "ClassAwarePrompts",
+            "class_aware",
+            "{'text.0': tokens['text.0'].expand(3, -1, -1)}",
+            r"must return a tensor of shape \(4, 4, \d+\) for text\.0, got a tensor of shape \(3, 4, \d+\)",
+        ),
+        (
+            "ConditionalPrompts",
+            "conditional",
+            "{'text.0': frozen_NE.mul_(2)}",
+            "must not change its inputs in place",
+        ),
+        (
+            "ConditionalPrompts",
+            "conditional",
+            "tokens['text.0']",
+            "condition_tokens must return a dictionary of tensors",
+        ),
+    ],
+)
+def test_wrong_results_of_condition_tokens_are_one_line(
+    mine: Path, clip: Clip, base: str, kind: str, result: str, message: str
+) -> None:
+    mine.write_text(DEPENDENT_PROMPTS.format(base=base, kind=kind, result=result))
+    with pytest.raises(UserError, match=rf"^mine:Part:? {message}") as caught:
+        check_components(configure("prometar", {"prompts.kind": "mine:Part"}), clip)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_check_leaves_the_global_random_generator_alone(mine: Path, clip: Clip) -> None:
+    state = torch.random.get_rng_state()
+    check_components(configure("prometar", {"regularizer.kind": "mine:huber"}), clip)
+    assert torch.equal(torch.random.get_rng_state(), state)
 
 
 TEXT_PROMPTS = """
