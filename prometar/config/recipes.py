@@ -174,7 +174,9 @@ def describe_settings(settings: SettingsBySection) -> str:
     """
     assignments: list[str] = []
     for section, values in settings.items():
-        assignments += [f"{section}.{name}={value}" for name, value in values.items()]
+        for name, value in values.items():
+            text = "null" if value is None else str(value)  # YAML would read "None" as text
+            assignments.append(f"{section}.{name}={text}")
     return " ".join(assignments)
 
 

@@ -5,8 +5,22 @@ from pathlib import Path
 import pytest
 
 from prometar.cli.app import main
-from prometar.config.recipes import METHODS, Protocol, describe_entries, recipe, require_datasets
-from prometar.config.settings import Config, configure, dump_config, load_config
+from prometar.config.recipes import (
+    METHODS,
+    Protocol,
+    describe_entries,
+    describe_settings,
+    recipe,
+    require_datasets,
+)
+from prometar.config.settings import (
+    Config,
+    configure,
+    dump_config,
+    flatten,
+    load_config,
+    parse_assignments,
+)
 from prometar.errors import UserError
 
 OWN = """
@@ -204,6 +218,12 @@ def test_an_invalid_value_of_an_entry_is_refused_when_it_applies(tmp_path: Path)
     path.write_text("settings: {}\nby: [{shots: 1, settings: {optim: {lr: -1}}}]\n")
     with pytest.raises(UserError, match=r"own\.yaml: optim\.lr must be at least 0\.0, got -1"):
         configure(str(path), {"data.shots": 1}, protocol="few-shot")
+
+
+def test_described_settings_can_be_given_with_set() -> None:
+    settings = {"regularizer": {"texts": None, "draw": True}, "optim": {"lr": 0.5, "kind": "adam"}}
+    assignments = describe_settings(settings).split()
+    assert parse_assignments(assignments) == flatten(settings)
 
 
 def test_entries_are_described_in_one_line() -> None:
