@@ -1,6 +1,5 @@
 """`prometar defaults`: settings that are best on average over the datasets of several studies."""
 
-import json
 import math
 import random
 from collections.abc import Callable, Sequence
@@ -28,7 +27,7 @@ from tune.defaults import (
     recipe_text,
 )
 from tune.records.folder import Records
-from tune.records.schema import Candidate, Confirmation, RunScore
+from tune.records.schema import Candidate, Confirmation, RunScore, StudyRecord, TrialRecord
 from tune.reproduce.grid import PROTOCOLS
 from tune.space.space import build_space
 
@@ -38,13 +37,14 @@ Gain = Callable[[dict[str, Any]], float]
 
 @pytest.fixture(autouse=True)
 def few_trees(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Train small forests, because this is a matter of time and not of what is tested."""
+    """Train small forests, which are fast. No test depends on their size."""
     monkeypatch.setattr("tune.defaults.NUM_TREES", 50)
 
 
 def sampled(seed: int, number: int) -> list[dict[str, Any]]:
-    """Random settings."""
-    return [study_records.settings_of(100 * seed + each) for each in range(1, number + 1)]
+    """Random settings of `number` trials, which differ for each seed."""
+    first = 100 * seed + 1
+    return [study_records.settings_of(trial) for trial in range(first, first + number)]
 
 
 def rate_gain(settings: dict[str, Any]) -> float:
@@ -55,20 +55,55 @@ def rate_gain(settings: dict[str, Any]) -> float:
 def study(
     folder: Path, gain: Gain, *, seed: int, trials: int = 20, dataset: str = "dtd", **options: Any
 ) -> Records:
-    """A study whose scores are 60 plus the gain of the settings, with two seeds."""
+    """Return a study of the default settings and of random ones, with two seeds per trial.
+
+    Args:
+        folder: Folder of the study, which is not written.
+        gain: Function that returns the gain of settings. Scores are 60 plus the gain, and default settings
+            gain nothing.
+        seed: Seed of the random settings.
+        trials: Number of trials with random settings.
+        dataset: Name of the dataset.
+        options: Further options of the study.
+    """
+    gains = [(DEFAULT, 0.0)]
+    for settings in sampled(seed, trials):
+        gains.append((settings, gain(settings)))
     records = []
-    for number, settings in enumerate([DEFAULT, *sampled(seed, trials)]):
-        value = 60 + (gain(settings) if number else 0.0)
-        runs = tuple(RunScore(dataset, each, value, value, value + each) for each in (0, 1))
-        trial = study_records.trial(number, settings=settings, runs=runs, objective=value)
-        records.append(trial)
+    for number, (settings, points) in enumerate(gains):
+        score = 60 + points
+        runs = tuple(
+            RunScore(dataset, run_seed, base=score, new=score, objective=score + run_seed)
+            for run_seed in (0, 1)
+        )
+        records.append(study_records.trial(number, settings=settings, runs=runs, objective=score))
     record = study_records.study(dataset=[dataset], **options)
     digests = {**record.digests, f"split of {dataset}": f"of {dataset}"}
-    return Records(folder, replace(record, digests=digests), tuple(records), None, None)
+    return records_of(folder, replace(record, digests=digests), records)
+
+
+def records_of(folder: Path, record: StudyRecord, trials: Sequence[TrialRecord] = ()) -> Records:
+    """Return the records of a study whose confirmation and final test have not finished."""
+    return Records(folder, record, tuple(trials), confirmation=None, final_test=None)
+
+
+def with_other_images(records: Records) -> Records:
+    """Return a study of other images of the dataset dtd."""
+    record = replace(records.study, digests={"split of dtd": "other images"})
+    return replace(records, study=record)
 
 
 def gains_of(gain: Gain, seed: int, number: int = 20) -> list[MeasuredGain]:
-    return [MeasuredGain(DEFAULT, 0.0), *(MeasuredGain(each, gain(each)) for each in sampled(seed, number))]
+    """Return the gains of the default settings, which is 0, and of random settings."""
+    gains = [MeasuredGain(DEFAULT, 0.0)]
+    for settings in sampled(seed, number):
+        gains.append(MeasuredGain(settings, gain(settings)))
+    return gains
+
+
+def negative_rate_gain(settings: dict[str, Any]) -> float:
+    """Gain that falls with the learning rate."""
+    return -rate_gain(settings)
 
 
 def test_settings_that_are_good_on_all_datasets_are_chosen() -> None:
@@ -83,56 +118,64 @@ def test_settings_that_are_good_on_all_datasets_are_chosen() -> None:
 
 
 def test_the_default_settings_are_chosen_if_gains_cancel_out() -> None:
-    gains = {"a": gains_of(rate_gain, 1), "b": gains_of(lambda each: -rate_gain(each) - 20, 2)}
+    gains = {
+        "a": gains_of(rate_gain, 1),
+        "b": gains_of(lambda settings: negative_rate_gain(settings) - 20, 2),
+    }
     best = find_average_best(gains, SPACE, DEFAULT)
     assert best.is_default
     assert best.settings == DEFAULT
     assert best.predicted == {"a": 0.0, "b": 0.0}
-    assert best.left_out == {}, "a choice by one dataset is no choice by average"
+    assert best.left_out == {}, "a choice from one other dataset is not a choice on average"
 
 
 def test_a_dataset_that_was_left_out_can_show_that_nothing_transfers() -> None:
     gains = {"a": gains_of(rate_gain, 1), "b": gains_of(rate_gain, 2)}
-    gains["c"] = gains_of(lambda each: -rate_gain(each), 3)
+    gains["c"] = gains_of(negative_rate_gain, 3)
     best = find_average_best(gains, SPACE, DEFAULT)
     assert best.left_out["c"] < 0 < best.predicted["a"]
 
 
 def test_inactive_settings_and_choices_are_predicted() -> None:
-    measured = [
-        MeasuredGain(each, 5.0 if each["regularizer.kind"] == "none" else -5.0) for each in sampled(1, 40)
-    ]
-    without = {key: value for key, value in DEFAULT.items() if key != "regularizer.text_weight"}
-    low, high = predict_gains(measured, [DEFAULT, {**without, "regularizer.kind": "none"}], SPACE)
-    assert low < -2
-    assert high > 2
+    measured = []
+    for settings in sampled(1, 40):
+        gain = 5.0 if settings["regularizer.kind"] == "none" else -5.0
+        measured.append(MeasuredGain(settings, gain))
+    without_regularizer = {**DEFAULT, "regularizer.kind": "none"}
+    del without_regularizer["regularizer.text_weight"]  # inactive
+    gain_with, gain_without = predict_gains(measured, [DEFAULT, without_regularizer], SPACE)
+    assert gain_with < -2
+    assert gain_without > 2
 
 
 def test_gains_are_paired_with_the_baseline_by_seed(tmp_path: Path) -> None:
     records = study(tmp_path / "s", rate_gain, seed=1, trials=2)
-    found = measured_gains(records, "dtd")
-    by_settings = {json.dumps(each.settings): each for each in found}
+    measured = gains_by_settings(records)
     for settings in sampled(1, 2):
-        each = by_settings[json.dumps(settings)]
-        assert (each.gain, each.num_seeds) == (pytest.approx(rate_gain(settings)), 2)
+        assert measured[str(settings)].gain == pytest.approx(rate_gain(settings))
+        assert measured[str(settings)].num_seeds == 2
+
+
+def gains_by_settings(records: Records) -> dict[str, MeasuredGain]:
+    """Return the measured gains on dtd, by the text of the settings."""
+    return {str(measured.settings): measured for measured in measured_gains(records, "dtd")}
 
 
 def test_confirmed_trials_have_the_gain_of_their_confirmation(tmp_path: Path) -> None:
     records = study(tmp_path / "s", rate_gain, seed=1, trials=2)
-    candidates = tuple(
-        Candidate(
-            trial.number,
-            trial.is_baseline,
-            trial.settings,
-            tuple(RunScore("dtd", seed, objective=70.0 - 3 * trial.number) for seed in (1, 2, 3)),
-        )
-        for trial in records.trials[:2]
-    )
-    confirmed = replace(records, confirmation=Confirmation((1, 2, 3), candidates, 0))
-    found = {str(each.settings): each for each in measured_gains(confirmed, "dtd")}
-    first, second = sampled(1, 2)
-    assert (found[str(first)].gain, found[str(first)].num_seeds) == (-3.0, 3)
-    assert found[str(second)].gain == pytest.approx(rate_gain(second))
+    seeds = (1, 2, 3)
+    candidates = []
+    for trial in records.trials[:2]:
+        runs = tuple(RunScore("dtd", seed, objective=70.0 - 3 * trial.number) for seed in seeds)
+        candidates.append(Candidate(trial.number, trial.is_baseline, trial.settings, runs))
+    confirmation = Confirmation(seeds, tuple(candidates), selected_number=0)
+
+    measured = gains_by_settings(replace(records, confirmation=confirmation))
+
+    confirmed, unconfirmed = sampled(1, 2)
+    assert measured[str(confirmed)].gain == -3.0
+    assert measured[str(confirmed)].num_seeds == 3
+    assert measured[str(unconfirmed)].gain == pytest.approx(rate_gain(unconfirmed))
 
 
 def test_studies_of_one_dataset_count_as_one(tmp_path: Path) -> None:
@@ -147,18 +190,17 @@ def test_studies_of_one_dataset_count_as_one(tmp_path: Path) -> None:
 
 
 def test_datasets_with_the_same_name_are_told_apart_by_their_images(tmp_path: Path) -> None:
-    studies = [study(tmp_path / name, rate_gain, seed=seed) for seed, name in enumerate("ab")]
-    other = replace(studies[1].study, digests={"split of dtd": "other images"})
-    studies[1] = replace(studies[1], study=other)
-    assert average_best_of(studies).predicted.keys() == {"dtd (a)", "dtd (b)"}
+    first = study(tmp_path / "a", rate_gain, seed=0)
+    second = with_other_images(study(tmp_path / "b", rate_gain, seed=1))
+    assert average_best_of([first, second]).predicted.keys() == {"dtd (a)", "dtd (b)"}
 
 
 def test_datasets_and_studies_with_the_same_name_are_told_apart_by_their_paths(tmp_path: Path) -> None:
     folders = [tmp_path / "first" / "own", tmp_path / "second" / "own"]
-    studies = [study(folder, rate_gain, seed=seed) for seed, folder in enumerate(folders)]
-    other = replace(studies[1].study, digests={"split of dtd": "other images"})
-    studies[1] = replace(studies[1], study=other)
-    assert average_best_of(studies).predicted.keys() == {f"dtd ({folder})" for folder in folders}
+    first = study(folders[0], rate_gain, seed=0)
+    second = with_other_images(study(folders[1], rate_gain, seed=1))
+    best = average_best_of([first, second])
+    assert best.predicted.keys() == {f"dtd ({folder})" for folder in folders}
 
 
 @pytest.mark.parametrize(
@@ -182,13 +224,19 @@ def test_studies_with_few_trials_are_refused(tmp_path: Path) -> None:
     second = study(tmp_path / "b", rate_gain, seed=2, dataset="eurosat", trials=2)
     with pytest.raises(UserError, match=r"eurosat has 3 completed trials, but 5 are needed"):
         average_best_of([first, second])
-    failed = replace(first, trials=first.trials[1:])
+
+
+def test_a_study_whose_baseline_trial_failed_is_refused(tmp_path: Path) -> None:
+    whole = study(tmp_path / "a", rate_gain, seed=1)
+    failed = replace(whole, trials=whole.trials[1:])
+    other = study(tmp_path / "b", rate_gain, seed=2, dataset="eurosat")
     with pytest.raises(UserError, match="the baseline trial failed"):
-        average_best_of([failed, second])
+        average_best_of([failed, other])
 
 
 def write(studies: Sequence[Records]) -> list[str]:
-    return [str(study_records.write(each.folder, each)) for each in studies]
+    """Write the folders of studies. Return their paths."""
+    return [str(study_records.write(records.folder, records)) for records in studies]
 
 
 def test_the_recipe_gives_the_chosen_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -197,12 +245,15 @@ def test_the_recipe_gives_the_chosen_settings(tmp_path: Path, capsys: pytest.Cap
         for seed, name in enumerate(("dtd", "eurosat", "ucf101"))
     ]
     own = tmp_path / "average.yaml"
+
     assert main(["defaults", *write(studies), "--to", str(own)]) == 0
+
     text = capsys.readouterr().out
     best = average_best_of(studies)
     assert f"optim.lr = {best.settings['optim.lr']:.4g} (default: 0.0025)" in text
     assert "Mean predicted gain on a dataset that was left out of the choice: +" in text
     assert "n = 3" in text
+
     config = configure(str(own)).flat()
     assert {key: config[key] for key in best.settings} == best.settings
     assert config["train.epochs"] == 12
@@ -211,45 +262,64 @@ def test_the_recipe_gives_the_chosen_settings(tmp_path: Path, capsys: pytest.Cap
 
 
 RATE = {"optim.lr": {"type": "float", "low": 1e-5, "high": 0.1, "log": True}}
+"""Range of the learning rate."""
+TEXT_WEIGHT = {"regularizer.text_weight": {"type": "float", "low": 0.001, "high": 100.0, "log": True}}
+"""Range of the weight of the distance between text features."""
+
+
+def written_recipe(
+    folder: Path, config: StudyConfig, settings: dict[str, Any], *, is_default: bool = False
+) -> str:
+    """Write the recipe that results if these settings of a study are chosen. Return its path."""
+    records = records_of(folder, replace(study_records.study(), config=config))
+    path = folder / "average.yaml"
+    path.write_text(recipe_text([records], choice(settings, is_default=is_default)))
+    return str(path)
+
+
+def choice(settings: dict[str, Any], *, is_default: bool = False) -> AverageBest:
+    """Return a choice of settings for two datasets. They gain a point, and the default settings gain 0."""
+    gain = 0.0 if is_default else 1.0
+    return AverageBest(settings, is_default, predicted={"dtd": gain, "eurosat": gain}, left_out={})
 
 
 @pytest.mark.parametrize("dataset", ["dtd", "stanford_cars", "imagenet"])
 @pytest.mark.parametrize("method", ["coop", "maple", "mmrl", "prometar"])
 def test_a_recipe_repeats_all_settings_of_its_method(method: str, dataset: str, tmp_path: Path) -> None:
-    """Also those for datasets of which there is no study."""
+    """It also repeats those for datasets of which there is no study."""
     config = StudyConfig.of(dataset=["dtd"], method=method, space=build_space(RATE), epochs=4)
-    record = replace(study_records.study(), config=config)
-    records = Records(tmp_path, record, (), None, None)
-    best = replace(
-        find_average_best({"a": [MeasuredGain({"optim.lr": 0.01}, 1.0)] * 5}, build_space(RATE), {}),
-        settings={"optim.lr": 0.01},
-    )
-    (tmp_path / "average.yaml").write_text(recipe_text([records], best))
-    own = str(tmp_path / "average.yaml")
+    own = written_recipe(tmp_path, config, {"optim.lr": 0.01})
     for protocol in PROTOCOLS:
         expected = configure(method, {"data.name": dataset, "optim.lr": 0.01}, protocol=protocol).flat()
-        found = configure(own, {"data.name": dataset}, protocol=protocol).flat()
-        assert {**found, "method": method} == expected
+        repeated = configure(own, {"data.name": dataset}, protocol=protocol).flat()
+        assert {**repeated, "method": method} == expected
     assert recipe(own).space == recipe(method).space
 
 
-def test_searched_and_given_settings_replace_those_by_dataset(tmp_path: Path) -> None:
-    weight = {"regularizer.text_weight": {"type": "float", "low": 0.001, "high": 100.0, "log": True}}
-    options = {"method": "mmrl", "space": build_space(weight), "settings": {"regularizer.image_weight": 3.0}}
-    config = StudyConfig.of(dataset=["dtd"], **options)
-    records = Records(tmp_path, replace(study_records.study(), config=config), (), None, None)
-    best = AverageBest({"regularizer.text_weight": 2.5}, False, {"dtd": 1.0, "eurosat": 1.0}, {})
-    own = tmp_path / "average.yaml"
-    own.write_text(recipe_text([records], best))
-    for dataset in ("dtd", "stanford_cars", "eurosat"):
-        found = configure(str(own), {"data.name": dataset}, protocol="base-to-new").flat()
-        assert found["regularizer.text_weight"] == 2.5
-        assert found["regularizer.image_weight"] == 3.0
-        published = configure("mmrl", {"data.name": dataset}, protocol="base-to-new").flat()
-        assert found["train.epochs"] == published["train.epochs"]
-    own.write_text(recipe_text([records], replace(best, settings={}, is_default=True)))
-    found = configure(str(own), {"data.name": "stanford_cars"}, protocol="base-to-new").flat()
-    assert found["regularizer.text_weight"] == 7.0
+def study_of_text_weight() -> StudyConfig:
+    """Study of MMRL, which has other published text weights for some datasets, with a given image weight."""
+    return StudyConfig.of(
+        dataset=["dtd"],
+        method="mmrl",
+        space=build_space(TEXT_WEIGHT),
+        settings={"regularizer.image_weight": 3.0},
+    )
+
+
+@pytest.mark.parametrize("dataset", ["dtd", "stanford_cars", "eurosat"])
+def test_searched_and_given_settings_replace_those_by_dataset(dataset: str, tmp_path: Path) -> None:
+    own = written_recipe(tmp_path, study_of_text_weight(), {"regularizer.text_weight": 2.5})
+    config = configure(own, {"data.name": dataset}, protocol="base-to-new")
+    assert config.regularizer.text_weight == 2.5
+    assert config.regularizer.image_weight == 3.0
+    published = configure("mmrl", {"data.name": dataset}, protocol="base-to-new")
+    assert config.train.epochs == published.train.epochs
+
+
+def test_settings_by_dataset_stay_if_the_default_settings_are_chosen(tmp_path: Path) -> None:
+    own = written_recipe(tmp_path, study_of_text_weight(), {}, is_default=True)
+    config = configure(own, {"data.name": "stanford_cars"}, protocol="base-to-new")
+    assert config.regularizer.text_weight == 7.0
 
 
 @pytest.mark.parametrize(("options", "space"), [({}, "mmrl"), ({"space": SPACE}, "default")])
@@ -260,66 +330,69 @@ def test_the_recipe_of_a_recipe_file_keeps_the_space_of_the_studies(
     given = tmp_path / "given.yaml"
     given.write_text("space: mmrl\nsettings: {optim: {lr: 0.004}}\n")
     config = StudyConfig.of(dataset=["dtd"], method=str(given), **options)
-    records = Records(tmp_path, replace(study_records.study(), config=config), (), None, None)
-    own = tmp_path / "average.yaml"
-    best = AverageBest({"optim.lr": 0.01}, False, {"dtd": 1.0, "eurosat": 1.0}, {})
-    own.write_text(recipe_text([records], best))
-    assert recipe(str(own)).space == space
+    own = written_recipe(tmp_path, config, {"optim.lr": 0.01})
+    assert recipe(own).space == space
 
 
 def test_settings_by_dataset_that_the_chosen_kind_lacks_are_left_out(tmp_path: Path) -> None:
     kinds = {"regularizer.kind": {"type": "choice", "choices": ["cosine", "none"]}}
     config = StudyConfig.of(dataset=["dtd"], method="mmrl", space=build_space(kinds))
-    records = Records(tmp_path, replace(study_records.study(), config=config), (), None, None)
-    best = AverageBest({"regularizer.kind": "none"}, False, {"dtd": 1.0, "eurosat": 1.0}, {})
-    own = tmp_path / "average.yaml"
-    own.write_text(recipe_text([records], best))
-    assert main(["methods", str(own)]) == 0, "all entries are valid"
-    found = configure(str(own), {"data.name": "stanford_cars"}, protocol="base-to-new").flat()
-    assert found["regularizer.kind"] == "none"
+    own = written_recipe(tmp_path, config, {"regularizer.kind": "none"})
+    assert main(["methods", own]) == 0, "all entries are valid"
+    on_cars = configure(own, {"data.name": "stanford_cars"}, protocol="base-to-new")
+    assert on_cars.regularizer.kind == "none"
+
+
+def mmrl_config(dataset: str, **options: Any) -> StudyConfig:
+    """Configuration of a study of MMRL that searches the learning rate and the text weight."""
+    space = build_space({**RATE, **TEXT_WEIGHT})
+    return StudyConfig.of(dataset=[dataset], method="mmrl", space=space, **options)
+
+
+def mmrl_study(folder: Path, dataset: str, seed: int) -> Records:
+    """Study of MMRL, whose scores grow with the learning rate."""
+    config = mmrl_config(dataset)
+    rng = random.Random(seed)
+    settings_of_trials: list[dict[str, Any]] = [config.baseline_settings]
+    for _ in range(11):
+        lr = 10 ** rng.uniform(-5, -1)
+        settings_of_trials.append({"optim.lr": lr, "regularizer.text_weight": rng.uniform(0.01, 9)})
+    trials = []
+    for number, settings in enumerate(settings_of_trials):
+        score = 60 + math.log10(settings["optim.lr"])
+        run = RunScore(dataset, 0, base=score, new=score, objective=score)
+        # `trial` computes scores from the default settings, because it needs settings that `RANGES` has.
+        trial = study_records.trial(number, settings=DEFAULT, runs=(run,), objective=score)
+        trials.append(replace(trial, settings=settings))
+    digests = {f"split of {dataset}": f"of {dataset}"}
+    return records_of(folder, replace(study_records.study(), config=config, digests=digests), trials)
 
 
 def test_settings_that_the_authors_chose_by_dataset_may_differ(tmp_path: Path) -> None:
-    weight = {"regularizer.text_weight": {"type": "float", "low": 0.001, "high": 100.0, "log": True}}
-    ranges = {**RATE, **weight}
-    studies = []
-    for seed, dataset in enumerate(("dtd", "stanford_cars", "eurosat")):
-        config = StudyConfig.of(dataset=[dataset], method="mmrl", space=build_space(ranges))
-        rng = random.Random(seed)
-        trials = []
-        for number in range(12):
-            settings: dict[str, Any] = config.baseline_settings
-            if number:
-                settings = {
-                    "optim.lr": 10 ** rng.uniform(-5, -1),
-                    "regularizer.text_weight": rng.uniform(0.01, 9),
-                }
-            value = 60 + math.log10(settings["optim.lr"])
-            runs = (RunScore(dataset, 0, value, value, value),)
-            trial = study_records.trial(number, settings=DEFAULT, runs=runs, objective=value)
-            trials.append(replace(trial, settings=settings))
-        digests = {f"split of {dataset}": f"of {dataset}"}
-        record = replace(study_records.study(), config=config, digests=digests)
-        studies.append(Records(tmp_path / dataset, record, tuple(trials), None, None))
+    datasets = ("dtd", "stanford_cars", "eurosat")
+    studies = [mmrl_study(tmp_path / name, name, seed) for seed, name in enumerate(datasets)]
     best = average_best_of(studies)
     assert not best.is_default
     text = "\n".join(describe_average_best(studies, best))
     assert "(default: differs by dataset)" in text
-    changed = StudyConfig.of(
-        dataset=["eurosat"], method="mmrl", space=build_space(ranges), settings={"optim.weight_decay": 0.3}
-    )
-    studies[2] = replace(studies[2], study=replace(studies[2].study, config=changed))
+
+
+def test_settings_that_the_user_chose_must_not_differ(tmp_path: Path) -> None:
+    first = mmrl_study(tmp_path / "a", "dtd", seed=0)
+    second = mmrl_study(tmp_path / "b", "eurosat", seed=2)
+    config = mmrl_config("eurosat", settings={"optim.weight_decay": 0.3})
+    changed = replace(second, study=replace(second.study, config=config))
     with pytest.raises(UserError, match=r"differ in optim\.weight_decay \(.* and 0\.3\)"):
-        average_best_of(studies)
+        average_best_of([first, changed])
 
 
 def test_only_settings_other_than_the_default_ones_are_described_as_untrained(tmp_path: Path) -> None:
     """Every study trains its default settings, as its baseline."""
     studies = [study(tmp_path / name, rate_gain, seed=0, dataset=name) for name in ("dtd", "eurosat")]
-    chosen = AverageBest({"optim.lr": 0.01}, False, {"dtd": 1.0, "eurosat": 1.0}, {})
-    default = AverageBest(DEFAULT, True, {"dtd": 0.0, "eurosat": 0.0}, {})
-    assert "No run was trained with these settings" in "\n".join(describe_average_best(studies, chosen))
-    assert "No run was trained" not in "\n".join(describe_average_best(studies, default))
+    of_other_settings = "\n".join(describe_average_best(studies, choice({"optim.lr": 0.01})))
+    of_default_settings = "\n".join(describe_average_best(studies, choice(DEFAULT, is_default=True)))
+    assert "No run was trained with these settings" in of_other_settings
+    assert "No run was trained" not in of_default_settings
 
 
 def test_wrong_usage_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -331,5 +404,9 @@ def test_wrong_usage_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 def test_results_do_not_depend_on_chance() -> None:
     rng = random.Random(0)
-    gains = {name: gains_of(lambda _: rng.gauss(0, 1), seed) for seed, name in enumerate("ab")}
+
+    def random_gain(settings: dict[str, Any]) -> float:
+        return rng.gauss(0, 1)
+
+    gains = {"a": gains_of(random_gain, 0), "b": gains_of(random_gain, 1)}
     assert find_average_best(gains, SPACE, DEFAULT) == find_average_best(gains, SPACE, DEFAULT)
