@@ -106,7 +106,7 @@ def row_of(section: str, kind: str) -> str:
     kinds = KINDS[section]
     settings: list[str] = []
     for name, field in kinds.built_in[kind].model_fields.items():
-        is_shared = all(name in each.model_fields for each in kinds.built_in.values())
+        is_shared = all(name in section_class.model_fields for section_class in kinds.built_in.values())
         if not is_shared:
             settings.append(f"`{name}={yaml_text(field.default)}`")
     return f"| `{section}.{kinds.field}={kind}` | {', '.join(settings) or '-'} |"

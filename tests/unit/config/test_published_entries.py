@@ -1,5 +1,6 @@
 """Recipes contain the settings that authors published for datasets, protocols and numbers of shots."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -145,11 +146,21 @@ def test_mmrl_has_fewer_epochs_on_imagenet_in_both_protocols(protocol: Protocol)
 def test_epochs_of_few_shot_runs_depend_on_the_shots(method: str, shots: int, epochs: int) -> None:
     values = {"data.name": "dtd", "data.shots": shots}
     config = configure(method, values, protocol="few-shot")
-    assert (config.train.epochs, config.prompts.text_length) == (epochs, 16)
-    on_imagenet = configure(method, {**values, "data.name": "imagenet"}, protocol="few-shot")
-    assert on_imagenet.train.epochs == 50
-    if method == "prograd":
-        assert config.modulator.share == (0.8 if shots >= 8 else 1.0)
+    assert config.train.epochs == epochs
+    assert config.prompts.text_length == 16
+
+
+@pytest.mark.parametrize("shots", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize("method", ["coop", "prograd"])
+def test_epochs_of_few_shot_runs_on_imagenet_do_not_depend_on_the_shots(method: str, shots: int) -> None:
+    values = {"data.name": "imagenet", "data.shots": shots}
+    assert configure(method, values, protocol="few-shot").train.epochs == 50
+
+
+@pytest.mark.parametrize(("shots", "share"), [(1, 1.0), (2, 1.0), (4, 1.0), (8, 0.8), (16, 0.8)])
+def test_the_share_of_prograd_depends_on_the_shots(shots: int, share: float) -> None:
+    config = configure("prograd", {"data.name": "dtd", "data.shots": shots}, protocol="few-shot")
+    assert config.modulator.share == share
 
 
 @pytest.mark.parametrize(
@@ -164,8 +175,11 @@ def test_epochs_of_few_shot_runs_depend_on_the_shots(method: str, shots: int, ep
         ("mmrl", "imagenet", "domain-generalisation", "optim.warmup_epochs", 0),
     ],
 )
-def test_published_exceptions(method: str, dataset: str, protocol: str, key: str, value: object) -> None:
-    assert configure(method, {"data.name": dataset}, protocol=protocol).flat()[key] == value
+def test_a_setting_published_for_a_dataset_and_protocol_applies(
+    method: str, dataset: str, protocol: Protocol, key: str, value: object
+) -> None:
+    settings = configure(method, {"data.name": dataset}, protocol=protocol).flat()
+    assert settings[key] == value
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -180,10 +194,13 @@ def test_every_entry_of_a_built_in_recipe_is_valid(method: str) -> None:
     chosen = recipe(method)
     require_datasets(chosen, where=method)
     for entry in chosen.by:
-        values = {"data.name": (entry.dataset or ["dtd"])[0], "data.shots": (entry.shots or [16])[0]}
-        protocol = (entry.protocol or ["base-to-new"])[0]
-        assert entry in chosen.entries_for(values["data.name"], protocol, values["data.shots"])
-        assert configure(method, values, protocol=protocol).method == method
+        # A run that fulfills the conditions of the entry. Where it has no condition, any value does.
+        dataset = entry.dataset[0] if entry.dataset else "dtd"
+        shots = entry.shots[0] if entry.shots else 16
+        protocol = entry.protocol[0] if entry.protocol else "base-to-new"
+        assert entry in chosen.entries_for(dataset, protocol, shots)
+        config = configure(method, {"data.name": dataset, "data.shots": shots}, protocol=protocol)
+        assert config.method == method
 
 
 @pytest.mark.parametrize(
@@ -282,9 +299,11 @@ def test_a_configuration_file_is_used_as_it_is(
     path.write_text(dump_config(configure("coop", {"data.name": "imagenet", "backbone.name": "ViT-B-16"})))
     assert main(["train", "--config", str(path)]) == 2
     assert main(["train", "--config", str(path), "--method", "mma"]) == 2
-    assert [config.train.epochs for config in trained] == [200, 5]
-    assert trained[1].train.batch_size == 128, "of MMA on ImageNet"
-    assert trained[1].backbone.name == "ViT-B-16"
+    of_coop, of_mma = trained
+    assert of_coop.train.epochs == 200
+    assert of_mma.train.epochs == 5
+    assert of_mma.train.batch_size == 128, "of MMA on ImageNet"
+    assert of_mma.backbone.name == "ViT-B-16"
     assert capsys.readouterr().out == "Published settings for imagenet: train.batch_size=128\n"
 
 
@@ -346,19 +365,26 @@ def test_showing_a_recipe_imports_no_custom_component(
     assert "prompts.kind=unreviewed:Prompts" in capsys.readouterr().out
 
 
+def listed_in_guide(before: str, after: str) -> list[str]:
+    """Return the sorted items of the list between two texts in docs/protocols.md."""
+    page = Path(__file__).parents[3] / "docs" / "protocols.md"
+    text = " ".join(page.read_text("utf-8").split())
+    _, _, rest = text.partition(before)
+    listed, _, _ = rest.partition(after)
+    return sorted(re.split(", | and | or ", listed))
+
+
 def test_the_guide_names_the_methods_with_entries() -> None:
-    text = " ".join((Path(__file__).parents[3] / "docs" / "protocols.md").read_text("utf-8").split())
-    *others, last = [f"`{method}`" for method in METHODS if recipe(method).by]
-    listed = text.partition("Methods with such entries are ")[2].partition(".")[0]
-    assert sorted(listed.replace(" and ", ", ").split(", ")) == sorted([*others, last])
-    conflicting = []
+    with_entries = [f"`{method}`" for method in METHODS if recipe(method).by]
+    assert listed_in_guide("Methods with such entries are ", ".") == sorted(with_entries)
+
+
+def test_the_guide_names_the_methods_whose_settings_on_imagenet_depend_on_the_protocol() -> None:
+    on_imagenet = {"data.name": "imagenet"}
+    dependent: list[str] = []
     for method in METHODS:
-        on_imagenet = {"data.name": "imagenet"}
-        runs = [
-            configure(method, on_imagenet, protocol=protocol).identity()
-            for protocol in ("cross-dataset", "few-shot")
-        ]
-        if runs[0] != runs[1]:
-            conflicting.append(f"`{method}`")
-    named = text.partition("(ImageNet, 16 shots) for ")[2].partition(", use two")[0]
-    assert sorted(named.replace(" or ", ", ").split(", ")) == sorted(conflicting)
+        cross_dataset = configure(method, on_imagenet, protocol="cross-dataset")
+        few_shot = configure(method, on_imagenet, protocol="few-shot")
+        if cross_dataset.identity() != few_shot.identity():
+            dependent.append(f"`{method}`")
+    assert listed_in_guide("(ImageNet, 16 shots) for ", ", use two") == sorted(dependent)

@@ -42,22 +42,31 @@ def test_another_kind_drops_the_settings_that_it_lacks() -> None:
 
 
 def test_values_are_not_validated_by_the_resolver() -> None:
-    assert resolve({"optim": {"lr": "fast"}, "unknown": 3})["optim"]["lr"] == "fast"
-    assert complete({}, {"data": 3})["data"] == 3
+    tree = resolve({"optim": {"lr": "fast"}, "unknown": 3})
+    assert tree["optim"]["lr"] == "fast"
+    assert tree["unknown"] == 3
+
+    tree = complete({}, {"data": 3})
+    assert tree["data"] == 3
 
 
 def test_arguments_of_a_custom_component_are_kept_until_its_kind_changes() -> None:
-    tree = overridden(resolve({}), {"modulator.kind": "mine:M", "modulator.args.a": 1})
-    assert overridden(tree, {"modulator.args.b": 2})["modulator"]["args"] == {"a": 1, "b": 2}
-    assert "args" not in overridden(tree, {"modulator.kind": "mine:N"})["modulator"]
+    tree = overridden(resolve({}), {"modulator.kind": "mine:First", "modulator.args.a": 1})
+
+    same_kind = overridden(tree, {"modulator.args.b": 2})
+    assert same_kind["modulator"]["args"] == {"a": 1, "b": 2}
+
+    other_kind = overridden(tree, {"modulator.kind": "mine:Second"})
+    assert "args" not in other_kind["modulator"]
 
 
 def test_a_tree_that_names_a_recipe_file_must_be_complete() -> None:
-    whole = {**resolve({}), "method": "mine.yaml"}
-    assert resolve(whole) == whole
-    del whole["task"]
+    tree = {**resolve({}), "method": "mine.yaml"}
+    assert resolve(tree) == tree
+
+    del tree["task"]
     with pytest.raises(ValueError, match=r"Section task is missing\. To start from recipe mine\.yaml"):
-        resolve(whole)
+        resolve(tree)
 
 
 def test_an_unknown_method_is_refused() -> None:
