@@ -4,12 +4,15 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
+_MAX_LAYER = 1000
+"""Largest number of a layer, to limit the length of a range."""
+
 
 def parse_layers(text: str) -> tuple[int, ...]:
     """Return the layer numbers of a range, sorted. Layers are numbered from 1, as in papers.
 
     Raises:
-        ValueError: the text is not a list of numbers and ranges.
+        ValueError: the text is not a list of numbers and ranges, or contains a number below 1 or above 1000.
 
     Example:
         >>> parse_layers("2,5-7")
@@ -20,10 +23,13 @@ def parse_layers(text: str) -> tuple[int, ...]:
         first, dash, last = part.strip().partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()):
             raise ValueError(f"layers must be numbers and ranges such as 6-12 or 2,4-5, got '{text}'")
-        stop = int(last) if dash else int(first)
-        if int(first) < 1 or stop < int(first) or stop > 1000:
+        first_layer = int(first)
+        last_layer = int(last) if dash else first_layer
+        if first_layer < 1 or last_layer < first_layer:
             raise ValueError(f"layers are numbered from 1, and a range must not be empty, got '{text}'")
-        layers.update(range(int(first), stop + 1))
+        if last_layer > _MAX_LAYER:
+            raise ValueError(f"layers must be at most {_MAX_LAYER}, got '{text}'")
+        layers.update(range(first_layer, last_layer + 1))
     return tuple(sorted(layers))
 
 
