@@ -59,8 +59,8 @@ def store_of(
     return open_store(folder, storage=storage, sampler=sampler, space=SPACES[space], **options)
 
 
-def value_of(settings: dict[str, Any]) -> float:
-    """Return an objective in percent, which is highest at a learning rate of 0.05 and a low weight."""
+def objective_of(settings: dict[str, Any]) -> float:
+    """Return an objective in percent. It is highest at a learning rate of 0.05 and a low text weight."""
     distance = abs(settings["optim.lr"] - 0.05)
     weight = settings.get("regularizer.text_weight", 3.0)
     return 60.0 - 10 * distance - weight / 10
@@ -74,7 +74,7 @@ def run(
     Args:
         store: The trial store.
         concurrent: Number of trials that run at the same time.
-        order: Random generator that chooses which of them ends next. Default: the oldest.
+        order: Random generator that chooses which running trial ends next. Default: the oldest one.
 
     Returns:
         Settings of the trials, ordered by number.
@@ -94,12 +94,16 @@ def run(
         if order is not None:
             position = order.randrange(len(running))
         ended = running.pop(position)
-        store.report(ended.number, report(ended, objective=value_of(ended.params)))
+        store.report(ended.number, report(ended, objective=objective_of(ended.params)))
+
+
+Sampled = Callable[[str, str], list[dict[str, Any]]]
+"""Function that returns the settings of a study's trials, given the names of its sampler and its space."""
 
 
 @pytest.fixture(scope="module")
-def sampled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], list[dict[str, Any]]]:
-    """A function that returns the settings of a whole study, given the names of its sampler and its space."""
+def sampled(tmp_path_factory: pytest.TempPathFactory) -> Sampled:
+    """A function that runs a study without interruption, once for all tests."""
 
     @cache
     def run_study(sampler: str, space: str) -> list[dict[str, Any]]:
@@ -110,23 +114,24 @@ def sampled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], li
 
 @pytest.mark.parametrize("space", SPACES)
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_the_baseline_is_first_and_other_samples_lie_in_the_space(
-    sampler: str, space: str, sampled: Callable[[str, str], list[dict[str, Any]]]
+def test_the_baseline_is_first_and_samples_are_distinct_and_lie_in_the_space(
+    sampler: str, space: str, sampled: Sampled
 ) -> None:
-    whole = sampled(sampler, space)
+    samples = sampled(sampler, space)
 
-    assert whole[0] == BASELINE[space]
-    assert len({repr(each) for each in whole}) == TRIALS, "no settings are repeated"
+    assert samples[0] == BASELINE[space]
+    assert len({repr(settings) for settings in samples}) == TRIALS, "no settings are repeated"
     parsed = space_from(SPACES[space])
-    for each in whole:
-        assert parsed.check(each, where="a sample") == each
-        assert set(each) == {key for key, entry in parsed.ranges.items() if entry.is_active(each)}
+    for settings in samples:
+        assert parsed.check(settings, where="a sample") == settings
+        active = {key for key, entry in parsed.ranges.items() if entry.is_active(settings)}
+        assert settings.keys() == active
 
 
 @pytest.mark.parametrize("space", SPACES)
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_study_that_is_resumed_several_times_samples_the_same_settings(
-    tmp_path: Path, sampler: str, space: str, sampled: Callable[[str, str], list[dict[str, Any]]]
+    tmp_path: Path, sampler: str, space: str, sampled: Sampled
 ) -> None:
     storage = InMemoryStorage()
     resumed = []
@@ -139,27 +144,29 @@ def test_a_study_that_is_resumed_several_times_samples_the_same_settings(
 @pytest.mark.parametrize("space", SPACES)
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_another_seed_samples_other_settings(
-    tmp_path: Path, sampler: str, space: str, sampled: Callable[[str, str], list[dict[str, Any]]]
+    tmp_path: Path, sampler: str, space: str, sampled: Sampled
 ) -> None:
-    other_seed = run(store_of(tmp_path, sampler, space, seed=6, trials=4))
-    assert other_seed[1:] != sampled(sampler, space)[1:4]
+    _, *with_other_seed = run(store_of(tmp_path, sampler, space, seed=6, trials=4))
+    _, *with_default_seed = sampled(sampler, space)
+    assert with_other_seed != with_default_seed[: len(with_other_seed)]
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_concurrent_trials_are_sampled_as_reproducibly(tmp_path: Path, sampler: str) -> None:
+def test_concurrent_trials_that_end_in_the_same_order_have_the_same_settings(
+    tmp_path: Path, sampler: str
+) -> None:
     first = run(store_of(tmp_path, sampler, "plain"), concurrent=4, order=random.Random(1))
     second = run(store_of(tmp_path, sampler, "plain"), concurrent=4, order=random.Random(1))
     assert first == second
 
-    # Samples of a model depend on which trials have ended, so they differ from those of a sequential study.
+    # Random samples equal those of a sequential study. Samples of a model depend on which trials have ended.
     num_independent = TRIALS if sampler == "random" else STARTUP_TRIALS
     sequential = run(store_of(tmp_path, sampler, "plain", trials=num_independent))
     assert first[:num_independent] == sequential
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "gp"])
-def test_a_model_waits_for_the_first_wave(tmp_path: Path, sampler: str) -> None:
-    """The first wave consists of the trials that start before any result exists."""
+def test_a_model_waits_for_as_many_results_as_trials_are_concurrent(tmp_path: Path, sampler: str) -> None:
     random_settings = run(store_of(tmp_path, "random", "plain", trials=12))
 
     def first_modelled(concurrency: int) -> int:
@@ -181,30 +188,42 @@ def quality_of(number: int) -> float:
 
 
 @pytest.mark.parametrize("pruner", PRUNERS)
-def test_every_pruner_keeps_the_baseline_and_the_best(tmp_path: Path, pruner: str) -> None:
+def test_every_pruner_keeps_the_baseline_and_the_best_trials(tmp_path: Path, pruner: str) -> None:
     num_epochs = 9
-    settings = {"train.epochs": num_epochs}
-    store = store_of(tmp_path, "random", "plain", pruner=pruner, trials=30, settings=settings, concurrency=9)
-    pruned: list[int] = []
-    for number in range(30):
+    num_trials = 30
+    concurrency = 9
+    store = store_of(
+        tmp_path,
+        "random",
+        "plain",
+        pruner=pruner,
+        trials=num_trials,
+        settings={"train.epochs": num_epochs},
+        concurrency=concurrency,
+    )
+    last_epoch_of_pruned: dict[int, int] = {}  # by number of the trial
+    for number in range(num_trials):
         trial = store.ask()
         assert trial is not None
-        quality = quality_of(number)
         for epoch in range(1, num_epochs + 1):
-            figures = report(trial, epoch, of=num_epochs, objective=quality * epoch)
-            if not store.report(number, figures) and epoch < num_epochs:
-                pruned.append(number)
-                assert epoch >= 2, "the first epoch decides nothing"
-                assert number > 0, "the baseline is kept"
-                assert quality < 100, "the best are kept"
+            objective = quality_of(number) * epoch
+            continues = store.report(number, report(trial, epoch, of=num_epochs, objective=objective))
+            if not continues and epoch < num_epochs:
+                last_epoch_of_pruned[number] = epoch
                 break
 
-    assert bool(pruned) == (pruner != "none")
+    is_active = len(last_epoch_of_pruned) > 0
+    assert is_active == (pruner != "none")
+    for number, epoch in last_epoch_of_pruned.items():
+        assert number > 0, "the baseline is kept"
+        assert quality_of(number) < 100, "the best trials are kept"
+        assert epoch >= 2, "the first epoch decides nothing"
     if pruner in ("percentile", "median"):
-        assert min(pruned) >= 9, "the first wave finishes"
+        assert min(last_epoch_of_pruned) >= concurrency, "the trials that start without any result are kept"
 
 
-# Module of a user. `sampler`, `outside`, `nothing`, `pruner` and `lost` are what --sampler and --pruner name.
+# Module of a user. Its functions `sampler`, `outside` and `nothing` are values of --sampler, and `pruner` and
+# `lost` are values of --pruner.
 CUSTOM = """
 from optuna.exceptions import StorageInternalError
 from optuna.pruners import BasePruner
