@@ -53,7 +53,7 @@ class Adapters(ComponentSection):
     def block(self, place: Place, block: "Block", inputs: Tensors) -> "Block":
         """Return the weights of a block, given its frozen weights. Default: the frozen weights.
 
-        The frozen weights are those of the checkpoint: LayerNorms have weights and biases.
+        The frozen weights are those of the checkpoint, so LayerNorms have weights and biases.
         """
         return block
 
@@ -75,14 +75,14 @@ class NoAdapters(Adapters):
 
 
 class ParallelAdapters(Adapters):
-    """Bottleneck beside each block l of both towers: x' = block_l(x) + scale * y.
+    """Bottleneck beside each block l of `layers` in both towers: x' = block_l(x) + scale * y.
 
     y = U relu(S relu(D n + b_D) + b_S) + b_U, where n is the block's input after its first LayerNorm.
     D maps the width of a tower to `dim`, S (`dim` x `dim`) is shared by the towers, U maps to the width.
-    If `shared` is False, S is omitted. Weights start as N(0, 2 / outputs), biases as 0.
+    If `shared` is False, S is omitted. Weights with m outputs start as N(0, 2 / m), biases as 0.
 
-    As in the published code, gradients of the adapters' tensors are divided by `scale`, so the learning rate
-    does not depend on it. The tower's other inputs receive their true gradients.
+    As in the published code, gradients of the adapters' tensors are divided by `scale`, so that the best
+    learning rate does not depend on `scale`. The tower's other inputs receive their true gradients.
 
     Source: "MMA: Multi-Modal Adapter for Vision-Language Models", CVPR 2024 (published: layers 5 to 12,
     dim 32, scale 0.001). The published code also accepts layer 0, which adapts the embeddings. We do not.
@@ -102,15 +102,16 @@ class ParallelAdapters(Adapters):
 
     def initialize(self, clip: "Clip", generator: "Generator") -> Leaves:
         leaves: Leaves = {}
-        used: dict[int, None] = {}
+        adapted_layers: list[int] = []  # in any tower
         for name, tower in (("text", clip.text), ("vision", clip.vision)):
             for layer in layers_in_tower(self.layers, len(tower.blocks)):
-                used[layer] = None
+                if layer not in adapted_layers:
+                    adapted_layers.append(layer)
                 place = f"{name}.{layer}"
                 self._add_linear(leaves, f"{place}.down", (self.dim, tower.width), clip, generator)
                 self._add_linear(leaves, f"{place}.up", (tower.width, self.dim), clip, generator)
         if self.shared:
-            for layer in used:
+            for layer in adapted_layers:
                 self._add_linear(leaves, f"shared.{layer}", (self.dim, self.dim), clip, generator)
         return leaves
 
@@ -128,19 +129,21 @@ class ParallelAdapters(Adapters):
     def parallel(self, place: Place, normed: "Tensor", inputs: Tensors) -> "Tensor | None":
         from torch.nn.functional import linear
 
-        by_index = {index: layer for layer, index in layers_in_tower(self.layers, place.num_blocks).items()}
-        if place.index not in by_index:
+        index_by_layer = layers_in_tower(self.layers, place.num_blocks)
+        layer_by_index = {index: layer for layer, index in index_by_layer.items()}
+        if place.index not in layer_by_index:
             return None
-        layer = by_index[place.index]
+        layer = layer_by_index[place.index]
 
-        def apply(name: str, x: "Tensor") -> "Tensor":
-            weight = inputs[f"{name}.weight"].to(x.dtype)
-            return linear(x, weight, inputs[f"{name}.bias"].to(x.dtype))
+        def apply_linear(name: str, rows: "Tensor") -> "Tensor":
+            weight = inputs[f"{name}.weight"].to(rows.dtype)
+            bias = inputs[f"{name}.bias"].to(rows.dtype)
+            return linear(rows, weight, bias)
 
-        hidden = apply(f"{place.tower}.{layer}.down", normed).relu()
+        hidden = apply_linear(f"{place.tower}.{layer}.down", normed).relu()
         if self.shared:
-            hidden = apply(f"shared.{layer}", hidden).relu()
-        return self.scale * apply(f"{place.tower}.{layer}.up", hidden)
+            hidden = apply_linear(f"shared.{layer}", hidden).relu()
+        return self.scale * apply_linear(f"{place.tower}.{layer}.up", hidden)
 
 
 def _with_scaled_gradient(leaf: "Tensor", factor: float) -> "Tensor":

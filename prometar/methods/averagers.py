@@ -15,9 +15,10 @@ class Last(ComponentSection):
     kind: Literal["last"] = "last"
 
     def __call__(self, average: Leaves, prompts: Leaves, epoch: int, epochs: int) -> Leaves:
-        """Return {}: the `prompts` of the epoch are evaluated without averaging.
+        """Return {}, so that the `prompts` of the epoch are evaluated without averaging.
 
-        Other averagers return the average after `epoch` (0-based), given the previous one ({} in epoch 0).
+        Other averagers return the average after `epoch`, which counts from 0. `average` is their result of
+        the epoch before, or {} in epoch 0.
         """
         return {}
 
@@ -38,8 +39,9 @@ class Gaussian(ComponentSection):
             return {name: leaf.clone() for name, leaf in prompts.items()}
         log_weights = [-0.5 * ((t / epochs - self.mean) / self.std) ** 2 for t in range(1, epoch + 2)]
         weights = [exp(log - max(log_weights)) for log in log_weights]  # exp(log) alone may underflow to 0
-        share = weights[-1] / sum(weights)
-        return {name: old + share * (prompts[name] - old) for name, old in average.items()}
+        share_of_epoch = weights[-1] / sum(weights)
+        # Updating the average gives the weighted mean, but needs no prompts of earlier epochs.
+        return {name: old + share_of_epoch * (prompts[name] - old) for name, old in average.items()}
 
 
 Averager = Last | Gaussian

@@ -65,10 +65,13 @@ class Method:
 
     def inputs(self, leaves: Leaves) -> Tensors:
         """Return what enters towers, feature function and logits: a differentiable function of the leaves."""
-        own = {name: leaf for name, leaf in leaves.items() if section_of(name) == "prompts"}
-        inputs = dict(self.prompts.tokens(own))
+        prompt_leaves = {name: leaf for name, leaf in leaves.items() if section_of(name) == "prompts"}
+        inputs = dict(self.prompts.tokens(prompt_leaves))
         inputs |= _prefixed("adapters", self.adapters.inputs(part(leaves, "adapters")))
-        return inputs | {n: leaf for n, leaf in leaves.items() if section_of(n) in ("features", "logits")}
+        for name, leaf in leaves.items():
+            if section_of(name) in ("features", "logits"):
+                inputs[name] = leaf
+        return inputs
 
     def changes(self, tower: TowerName) -> bool:
         """Return True if learned tensors enter a tower."""
@@ -82,17 +85,21 @@ class Method:
     def first_block(self, tower: TowerName, num_blocks: int) -> int:
         """Return the index of the first block that learned tensors enter. All earlier blocks are frozen.
 
-        It can only be above 0 if autograd differentiates the tower: without prompts, or if they are inserted.
+        If no learned tensor enters the tower, the result is `num_blocks`. If prompts enter it without being
+        inserted (`Prompts.inserts`), the result is 0.
         """
-        firsts = [num_blocks]
+        first = num_blocks
         if self._tokens_enter(tower):
-            firsts.append(_first_block(self.prompts, tower, num_blocks) if self.traits.inserts else 0)
+            if not self.traits.inserts:
+                return 0
+            first = min(first, _first_block(self.prompts, tower, num_blocks))
         if self.adapters.changes(tower):
-            firsts.append(_first_block(self.adapters, tower, num_blocks))
-        return min(firsts)
+            first = min(first, _first_block(self.adapters, tower, num_blocks))
+        return first
 
     @cached_property
     def traits(self) -> PromptTraits:
+        """Traits of the prompts, with defaults for members that a custom class lacks."""
         return PromptTraits.of(self.prompts)
 
     @property
@@ -129,6 +136,8 @@ _WITHOUT_LEAVES: dict[str, tuple[type, ...]] = {
     "features": (PlainFeatures,),
     "logits": (CosineLogits, FusedLogits),
 }
+"""Classes of components without leaves, by section."""
+
 LEARNING_SECTIONS = frozenset(_WITHOUT_LEAVES)
 """Sections of the components that may have leaves. The gate's tensors are not leaves."""
 
@@ -139,7 +148,8 @@ def _first_block(component: Prompts | Adapters, tower: TowerName, num_blocks: in
     return 0 if method is None else int(method(tower, num_blocks))
 
 
-_SECTIONS = ("adapters", "features", "logits")
+_PREFIXES = ("adapters", "features", "logits")
+"""Sections whose name starts the names of their leaves. Names of the prompts' leaves have no prefix."""
 
 
 def section_of(leaf_name: str) -> str:
@@ -149,18 +159,19 @@ def section_of(leaf_name: str) -> str:
         >>> section_of("text.0"), section_of("adapters.text.5.down.weight")
         ('prompts', 'adapters')
     """
-    first = leaf_name.partition(".")[0]
-    return first if first in _SECTIONS else "prompts"
+    prefix, _, _ = leaf_name.partition(".")
+    return prefix if prefix in _PREFIXES else "prompts"
 
 
 def part(tensors: Tensors, section: str) -> Tensors:
     """Return the tensors of one of the sections adapters, features and logits, without the section's name."""
     prefix = f"{section}."
-    return {name.removeprefix(prefix): each for name, each in tensors.items() if name.startswith(prefix)}
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def _prefixed(section: str, tensors: Tensors) -> Tensors:
-    return {f"{section}.{name}": each for name, each in tensors.items()}
+    """Return tensors whose names start with the name of a section. Inverse of `part`."""
+    return {f"{section}.{name}": tensor for name, tensor in tensors.items()}
 
 
 KINDS: dict[str, Kinds] = {
@@ -226,18 +237,24 @@ def build(config: MethodConfig) -> Method:
             f"logits.kind={config.logits.selected_kind} needs a second image feature. "
             "Set features.kind=representation, or logits.kind=cosine."
         )
+
+    modulator = config.modulator.component()
+    augmentation = NoAugmentation()  # without an inner loop, there are no meta tasks to augment
+    if inner is not None:
+        augmentation = config.task.component()
     method = Method(
         prompts=prompts,
         adapters=adapters,
         features=features,
         logits=logits,
-        regularizer=Regularizer(),
-        modulator=config.modulator.component(),
+        regularizer=Regularizer(),  # replaced below, because it depends on what the method changes
+        modulator=modulator,
         inner=inner,
-        augmentation=NoAugmentation() if inner is None else config.task.component(),  # only for meta tasks
+        augmentation=augmentation,
         averager=config.averager.component(),
         optimizer=config.optim.component(),
     )
+
     regularizer = config.regularizer.build(
         changes_text=method.changes("text") or features.changes_text,
         changes_images=method.changes("vision") or features.changes_images,

@@ -82,6 +82,7 @@ class FeatureFunction(ComponentSection):
         return {}
 
     def __call__(self, leaves: Leaves, features: Features) -> Features:
+        """Return the features from which losses and logits are computed, given those of the towers."""
         return features
 
 
@@ -121,9 +122,9 @@ class BottleneckAdapters(FeatureFunction):
         return leaves
 
     def __call__(self, leaves: Leaves, features: Features) -> Features:
-        def adapted(name: str, x: "Tensor", share: float) -> "Tensor":
-            hidden = (x @ leaves[f"{name}.in"].T).relu()
-            return share * (hidden @ leaves[f"{name}.out"].T).relu() + (1 - share) * x
+        def adapted(name: str, feature: "Tensor", share: float) -> "Tensor":
+            hidden = (feature @ leaves[f"{name}.in"].T).relu()
+            return share * (hidden @ leaves[f"{name}.out"].T).relu() + (1 - share) * feature
 
         return replace(
             features,
@@ -134,8 +135,9 @@ class BottleneckAdapters(FeatureFunction):
 
 
 class RepresentationTokens(FeatureFunction):
-    """Second image feature r = mean_p ln_post(z_p) W from the outputs z_p of the image prompts.
+    """Second image feature r = mean_p LN(z_p) W.
 
+    z_p: output of image prompt p in the last block. LN: final LayerNorm of the image tower, of width D.
     W (D, E) is learned, and starts as N(0, 1 / D). `logits.kind=fused` uses r.
     Source: "MMRL: Multi-Modal Representation Learning for Vision-Language Models", CVPR 2025.
     """

@@ -43,8 +43,8 @@ class InnerSGD(ComponentSection):
     def __call__(self, prompts: Leaves, gradient: Tensors) -> Tensors:
         import torch
 
-        ordered = [gradient[name] for name in prompts]
-        adapted = torch._foreach_add(list(prompts.values()), ordered, alpha=-self.lr)
+        gradients = [gradient[name] for name in prompts]  # in the order of the prompts
+        adapted = torch._foreach_add(list(prompts.values()), gradients, alpha=-self.lr)
         return dict(zip(prompts, adapted, strict=True))
 
 

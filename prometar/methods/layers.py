@@ -34,11 +34,11 @@ def parse_layers(text: str) -> tuple[int, ...]:
 
 
 def layers_in_tower(text: str, num_layers: int) -> dict[int, int]:
-    """Return the index (from 0) in a tower of each layer of a range, keyed by the layer's number.
+    """Return the index in the tower (from 0) of each layer of a range, keyed by the layer's number (from 1).
 
-    If the tower is shallower than the last layer of the range, the whole range moves down until it ends at
-    the tower's last layer, and layers below the first one are dropped. So "6-12" becomes
-    all layers of a tower of four.
+    If the tower has fewer layers than the last number of the range, the range moves down until it ends at the
+    tower's last layer. Layers that would lie below the first one are dropped. For example, "6-12" becomes all
+    layers of a tower of four.
 
     Example:
         >>> layers_in_tower("6-8", 12)

@@ -57,8 +57,8 @@ class Constant(Modulator):
 class Gate(Modulator):
     """Gate of ProMetaR: m = sigmoid(W_out W_in [g_task ; g_reg]).
 
-    The prompt of each layer (P tokens of width D) has its own W_in (P*D/reduction, 2*P*D) and a square
-    W_out, both without bias. Each entry of m weights `reduction` consecutive scalars of g_reg (row-major).
+    The prompt of each layer (P tokens of width D) has its own W_in (P*D/reduction, 2*P*D) and its own square
+    W_out. Both have no bias. Each entry of m weights `reduction` consecutive scalars of g_reg (row-major).
     For learned tensors that are not tokens of a layer, m = 1.
     Source: ProMetaR. As in its published code, there is no nonlinearity between W_in and W_out.
     """
@@ -104,14 +104,16 @@ class Gate(Modulator):
             for name in names:
                 pairs += [g_task[name], g_reg[name]]
             both_L2PD = torch.stack(pairs).unflatten(0, (-1, 2))
-            products = [
-                gate[f"{name}.out"] @ (gate[f"{name}.in"] @ both)
-                for name, both in zip(names, both_L2PD.flatten(1).unbind(), strict=True)
-            ]
+            products: list[torch.Tensor] = []
+            for name, task_and_reg in zip(names, both_L2PD.flatten(1).unbind(), strict=True):
+                hidden = gate[f"{name}.in"] @ task_and_reg
+                products.append(gate[f"{name}.out"] @ hidden)
             m = torch.sigmoid(torch.stack(products))
+            # Each row contains the `reduction` scalars that share an entry of m.
             rows_task, rows_reg = both_L2PD.view(len(names), 2, -1, self.reduction).unbind(1)
             g_LPD = torch.addcmul(rows_task, m.unsqueeze(-1), rows_reg).view(-1, *shape)
-            modulated |= zip(names, g_LPD.unbind(), strict=True)
+            for name, g_PD in zip(names, g_LPD.unbind(), strict=True):
+                modulated[name] = g_PD
         return modulated
 
 
@@ -129,14 +131,15 @@ class Projection(Modulator):
     def __call__(self, gate: Leaves, g_task: Tensors, g_reg: Tensors) -> Tensors:
         import torch
 
-        modulated = {}
-        for name, g_t in g_task.items():
-            g_r = g_reg[name]
-            product = (g_t * g_r).sum()
-            square = g_r.square().sum()
+        modulated: Tensors = {}
+        for name, task_gradient in g_task.items():
+            reg_gradient = g_reg[name]
+            product = (task_gradient * reg_gradient).sum()
+            square = reg_gradient.square().sum()
             # g_reg is 0 for prompts on which the regularizer does not depend.
-            m = -self.share * product.clamp(max=0) / torch.where(square > 0, square, 1)
-            modulated[name] = g_t + m * g_r
+            divisor = torch.where(square > 0, square, 1)
+            m = -self.share * product.clamp(max=0) / divisor
+            modulated[name] = task_gradient + m * reg_gradient
         return modulated
 
 

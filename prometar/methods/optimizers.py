@@ -44,12 +44,12 @@ class Optimizer(Protocol):
 class OptimSection(ComponentSection):
     """Settings that all optimizers have: learning rates, by epoch and by section of the method.
 
-    The lr of the warm-up epochs is `warmup_lr`. Then a cosine schedule starts at `lr`, or at `lr` times the
-    section's factor for the leaves of a section, such as adapters.
+    The lr of the warm-up epochs is `warmup_lr`. Then a cosine schedule starts at `lr`. For the leaves of a
+    section, such as adapters, it starts at `lr` times the section's factor.
 
     The gate (the modulator's learnable tensors) has its own `gate_warmup_lr` and `gate_lr`. If
-    `gate_schedule` is `configured`, its schedule is the same. If it is `released`, as in the published code,
-    which never steps the gate's schedule, the lr is always `gate_warmup_lr`.
+    `gate_schedule` is `configured`, they follow the same schedule. If it is `released`, the lr of the gate is
+    always `gate_warmup_lr`, because the published code never steps the gate's schedule.
     """
 
     lr: float = Field(default=0.0025, ge=0, le=1e30)
@@ -83,7 +83,10 @@ class _BuiltInOptimizer(OptimSection):
     def initialize(self, leaves: Leaves) -> Slots:
         import torch
 
-        return {slot: {name: torch.zeros_like(leaf) for name, leaf in leaves.items()} for slot in self.SLOTS}
+        slots: Slots = {}
+        for slot in self.SLOTS:
+            slots[slot] = {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
+        return slots
 
 
 class SGD(_BuiltInOptimizer):
@@ -116,8 +119,8 @@ class _AdamBase(_BuiltInOptimizer):
     """Adam's step: p <- p - lr m' / (sqrt(v') + eps).
 
     p: leaf. g: its gradient. m <- beta1 m + (1 - beta1) g and v <- beta2 v + (1 - beta2) g^2 are the slots
-    `means` and `squares`. In update t = 1, 2, ..., the bias-corrected
-    means and squares are m' = m / (1 - beta1^t) and v' = v / (1 - beta2^t).
+    `means` and `squares`. In update t = 1, 2, ..., the bias-corrected means and squares are
+    m' = m / (1 - beta1^t) and v' = v / (1 - beta2^t).
     """
 
     SLOTS: ClassVar[tuple[str, ...]] = ("means", "squares")
@@ -139,17 +142,18 @@ class _AdamBase(_BuiltInOptimizer):
     ) -> tuple[Leaves, Slots]:
         import torch
 
-        update = num_updates + 1
+        t = num_updates + 1
         old_means = _in_order(slots["means"], leaves)
         old_squares = _in_order(slots["squares"], leaves)
         means = list(torch._foreach_lerp(old_means, gradients, 1 - self.beta1))
         squares = list(torch._foreach_mul(old_squares, self.beta2))
         squares = list(torch._foreach_addcmul(squares, gradients, gradients, value=1 - self.beta2))
+
         roots = list(torch._foreach_sqrt(squares))
-        corrected = list(torch._foreach_div(roots, math.sqrt(1 - self.beta2**update)))
-        denominators = list(torch._foreach_add(corrected, self.eps))
-        rate = lr / (1 - self.beta1**update)
-        new = list(torch._foreach_addcdiv(old, means, denominators, value=-rate))
+        corrected_roots = list(torch._foreach_div(roots, math.sqrt(1 - self.beta2**t)))
+        denominators = list(torch._foreach_add(corrected_roots, self.eps))
+        corrected_lr = lr / (1 - self.beta1**t)  # corrects the means
+        new = list(torch._foreach_addcdiv(old, means, denominators, value=-corrected_lr))
         return _by_leaf(leaves, new), {"means": _by_leaf(leaves, means), "squares": _by_leaf(leaves, squares)}
 
 

@@ -13,8 +13,11 @@ if TYPE_CHECKING:
 
     from prometar.clip.model import Clip
 
-Tensors = dict[str, "Tensor"]  # tensors by name, e.g. tokens, features or gradients
-Leaves = Tensors  # the learnable tensors of prompts or of a modulator
+Tensors = dict[str, "Tensor"]
+"""Tensors by name, such as tokens, features or gradients."""
+
+Leaves = Tensors
+"""Learnable tensors of a component by name."""
 
 
 class Prompts(ComponentSection):
@@ -52,7 +55,7 @@ class Prompts(ComponentSection):
 
     @property
     def text_template(self) -> str | None:
-        """Template whose first words the context of class-aware prompts replaces. None: the dataset's."""
+        """Template whose first words class-aware prompts replace. None selects the dataset's "photo"."""
         return None
 
     @property
@@ -119,11 +122,12 @@ def is_token_name(name: str) -> bool:
 
 def tokens_by_layer(tokens: Tensors, tower: str) -> dict[int, "Tensor"]:
     """Return the tokens of one tower ("text" or "vision") by layer."""
-    return {
-        int(name.partition(".")[2]): each
-        for name, each in tokens.items()
-        if name.startswith(f"{tower}.") and is_token_name(name)
-    }
+    by_layer: dict[int, Tensor] = {}
+    for name, layer_tokens in tokens.items():
+        tower_of_name, _, layer = name.partition(".")
+        if tower_of_name == tower and is_token_name(name):
+            by_layer[int(layer)] = layer_tokens
+    return by_layer
 
 
 def sample_linear(shape: tuple[int, ...], num_in: int, *, like: "Tensor", generator: "Generator") -> "Tensor":
@@ -173,8 +177,9 @@ class NoPrompts(_PromptsWithTemplates):
 class _Context(Prompts):
     """Learned text context of `text_length` tokens.
 
-    Layer 0 starts as the embedded `init`. Deeper layers are sampled from N(0, init_std^2). If `init` has too
-    few tokens, `init_padding` "zeros" puts zeros before them, and "random" discards them and samples layer 0.
+    Layer 0 starts as the embedded `init`. Deeper layers are sampled from N(0, init_std^2). If `init` has
+    fewer tokens than the context, `init_padding` "zeros" puts zeros before them. "random" ignores them, and
+    samples layer 0 like the deeper layers.
     """
 
     text_length: int = Field(default=4, ge=1, le=64)
@@ -188,13 +193,15 @@ class _Context(Prompts):
     def _initial_text(self, clip: "Clip", init_ids: "Tensor", depth: int, generator: "Generator") -> Leaves:
         """Return the initial `text.<layer>` of the first `depth` layers."""
         leaves: Leaves = {}
+        shape = (self.text_length, clip.text.width)
+        embeds_init = self.init_padding == "zeros" or self.text_length <= len(init_ids)
         for layer in range(min(depth, len(clip.text.blocks))):
-            if layer == 0 and (self.init_padding == "zeros" or self.text_length <= len(init_ids)):
+            if layer == 0 and embeds_init:
                 rows = clip.token_embedding[init_ids[: self.text_length]].to(clip.working_dtype)
-                leaves["text.0"] = rows.new_zeros(self.text_length, clip.text.width)
-                leaves["text.0"][self.text_length - len(rows) :] = rows
+                num_zeros = self.text_length - len(rows)
+                leaves["text.0"] = rows.new_zeros(shape)
+                leaves["text.0"][num_zeros:] = rows
             else:
-                shape = (self.text_length, clip.text.width)
                 leaves[f"text.{layer}"] = sample_normal(
                     shape, self.init_std, like=clip.logit_scale, generator=generator
                 )
@@ -262,16 +269,17 @@ class CoupledPrompts(_Context):
         for layer in range(depth):
             for name, shape in shapes.items():
                 key = f"vision.{layer}.{name}"
-                if layer < 2:
+                if layer < 2:  # deeper layers copy layer 1
                     leaves[key] = sample_linear(shape, width, like=like, generator=generator)
                 else:
                     leaves[key] = leaves[f"vision.1.{name}"].clone()
         return leaves
 
     def tokens(self, leaves: Leaves) -> Tensors:
-        tokens = {name: leaf for name, leaf in leaves.items() if name.startswith("text.")}
-        for name, prompt in list(tokens.items()):
-            vision_name = f"vision.{name.removeprefix('text.')}"
+        text_tokens = {name: leaf for name, leaf in leaves.items() if name.startswith("text.")}
+        tokens = dict(text_tokens)
+        for text_name, prompt in text_tokens.items():
+            vision_name = f"vision.{text_name.removeprefix('text.')}"
             tokens[vision_name] = prompt @ leaves[f"{vision_name}.weight"].T + leaves[f"{vision_name}.bias"]
         return tokens
 
@@ -293,11 +301,11 @@ class ConditionalPrompts(_Context):
         leaves = self._initial_text(clip, init_ids, 1, generator)
         hidden = max(1, clip.embed_dim // self.reduction)
         shapes = {"shift.in": (hidden, clip.embed_dim), "shift.out": (clip.text.width, hidden)}
-        for name, shape in shapes.items():
-            num_in = shape[1]
-            like = leaves["text.0"]
+        like = leaves["text.0"]
+        for name, (num_out, num_in) in shapes.items():
+            shape = (num_out, num_in)
             leaves[f"{name}.weight"] = sample_linear(shape, num_in, like=like, generator=generator)
-            leaves[f"{name}.bias"] = sample_linear(shape[:1], num_in, like=like, generator=generator)
+            leaves[f"{name}.bias"] = sample_linear((num_out,), num_in, like=like, generator=generator)
         return leaves
 
     def condition_tokens(self, tokens: Tensors, frozen_NE: "Tensor") -> Tensors:
@@ -312,8 +320,8 @@ class ClassAwarePrompts(_Context):
     A_c = W_out q(W_in w_c + b_in) + b_out, reshaped to `text_length` tokens. q(x) = x sigmoid(1.702 x).
     w_c: normalized frozen text feature (E,) of class c, from the templates of `regularizer.teacher`. The
     hidden layer has E / `reduction` units. A_c replaces the hidden states of the context, without positions.
-    The text is `template` (default: the dataset's "photo"), whose first words the context replaces. A
-    template with fewer words before the class name than context tokens gets an X for each token instead.
+    The text is `template` (default: the dataset's "photo"). The context replaces its first words. If fewer
+    words than context tokens precede the class name, an X for each token stands in place of these words.
     If the text tower has fewer than `layer` layers, A_c enters its last layer.
 
     Leaves: t (`text.0`), and `.weight` and `.bias` of `class.in` and `class.<index>`, initialized like
@@ -337,13 +345,13 @@ class ClassAwarePrompts(_Context):
         leaves = self._initial_text(clip, init_ids, 1, generator)
         hidden = max(1, clip.embed_dim // self.reduction)
         index = min(self.layer, len(clip.text.blocks)) - 1
-        num_out = self.text_length * clip.text.width
-        shapes = {"class.in": (hidden, clip.embed_dim), f"class.{index}": (num_out, hidden)}
-        for name, shape in shapes.items():
-            num_in = shape[1]
-            like = leaves["text.0"]
+        num_token_values = self.text_length * clip.text.width
+        shapes = {"class.in": (hidden, clip.embed_dim), f"class.{index}": (num_token_values, hidden)}
+        like = leaves["text.0"]
+        for name, (num_out, num_in) in shapes.items():
+            shape = (num_out, num_in)
             leaves[f"{name}.weight"] = sample_linear(shape, num_in, like=like, generator=generator)
-            leaves[f"{name}.bias"] = sample_linear(shape[:1], num_in, like=like, generator=generator)
+            leaves[f"{name}.bias"] = sample_linear((num_out,), num_in, like=like, generator=generator)
         return leaves
 
     def condition_tokens(self, tokens: Tensors, frozen_NE: "Tensor") -> Tensors:

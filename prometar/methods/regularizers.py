@@ -131,8 +131,9 @@ class Regularizer:
 
     The frozen text features are averaged over `templates`. If `templates` is empty, the dataset's
     template called `template_name` is used. The main template of a dataset is called "template".
-    If `texts` is the path of a JSON file, its texts of each class replace the templates. If `draw`, the
-    features are not averaged: each step uses those of one text, with the same number for all classes.
+    If `texts` is the path of a JSON file, its texts of each class replace the templates. If `draw` is True,
+    the features are not averaged. Each step then uses the features of one text, whose index is the same for
+    all classes.
     """
 
     terms: tuple[tuple[Term, float], ...] = ()
@@ -151,9 +152,12 @@ class Regularizer:
 
     def __call__(self, inputs: RegularizerInputs) -> "tuple[Tensor | None, dict[str, Tensor]]":
         """Return the weighted sum (None if there are no terms), and the unweighted terms by name."""
-        values = [term(inputs) for term, _ in self.terms]
-        weighted = [weight * value for (_, weight), value in zip(self.terms, values, strict=True)]
-        by_name = {term.name: value for (term, _), value in zip(self.terms, values, strict=True)}
+        weighted: list[Tensor] = []
+        by_name: dict[str, Tensor] = {}
+        for term, weight in self.terms:
+            value = term(inputs)
+            weighted.append(weight * value)
+            by_name[term.name] = value
         if not weighted:
             return None, by_name
         return sum(weighted[1:], weighted[0]), by_name

@@ -61,7 +61,7 @@ class CustomKindSection(CustomSection):
 
 @dataclass(frozen=True, eq=False)
 class Kinds:
-    """Kinds of a component. `Annotated[Base, Kinds(...)]` is the type of a field that holds any of them.
+    """Kinds of a component. A field of type `Annotated[Base, Kinds(...)]` accepts a section of any kind.
 
     Args:
         built_in: Section class by kind. The class's field `KIND_FIELD` accepts the kind.
@@ -81,27 +81,30 @@ class Kinds:
     @cached_property
     def settings(self) -> tuple[str, ...]:
         """Settings of all kinds, without repetitions."""
-        classes = (*self.built_in.values(), self.custom)
-        return tuple(dict.fromkeys(name for each in classes for name in each.model_fields))
+        names: dict[str, None] = {}  # as an ordered set
+        for section_class in (*self.built_in.values(), self.custom):
+            names |= dict.fromkeys(section_class.model_fields)
+        return tuple(names)
 
     def settings_of(self, kind: object) -> tuple[str, ...]:
         """Return the settings of a kind. A kind that is not in the table is a custom component."""
-        known = isinstance(kind, str) and kind in self.built_in
-        return self._settings_by_kind[kind if known else CUSTOM]
+        is_built_in = isinstance(kind, str) and kind in self.built_in
+        return self._settings_by_kind[kind if is_built_in else CUSTOM]
 
     @cached_property
     def _settings_by_kind(self) -> dict[object, tuple[str, ...]]:
         classes = {**self.built_in, CUSTOM: self.custom}
-        return {kind: tuple(each.model_fields) for kind, each in classes.items()}
+        return {kind: tuple(section_class.model_fields) for kind, section_class in classes.items()}
 
     def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
         """Validate a section with the class of its kind. Called by pydantic for `Annotated`."""
-        choices = {kind: handler.generate_schema(each) for kind, each in self.built_in.items()}
-        built_in = core_schema.tagged_union_schema(choices, discriminator=self.field)
+        schemas = {kind: handler.generate_schema(section) for kind, section in self.built_in.items()}
+        built_in = core_schema.tagged_union_schema(schemas, discriminator=self.field)
         custom = handler.generate_schema(self.custom)
         return core_schema.tagged_union_schema({BUILT_IN: built_in, CUSTOM: custom}, discriminator=self._tag)
 
     def _tag(self, value: object) -> str:
+        """Return `CUSTOM` if a section, or a mapping of its settings, selects a custom component."""
         kind = None
         if isinstance(value, Mapping):
             kind = value.get(self.field)

@@ -55,8 +55,9 @@ class _BetaMix(Augmentation):
     def draw(self, num_query: int, num_support: int, rng: "Generator") -> Mix:
         import torch
 
-        lam = torch.from_numpy(rng.beta(self.mixup_alpha, self.mixup_beta, size=num_query).astype("float32"))
-        return Mix(lam, torch.from_numpy(rng.integers(num_support, size=num_query)))
+        lam = rng.beta(self.mixup_alpha, self.mixup_beta, size=num_query).astype("float32")
+        partner = rng.integers(num_support, size=num_query)
+        return Mix(torch.from_numpy(lam), torch.from_numpy(partner))
 
 
 class FeatureMixup(_BetaMix):
@@ -102,15 +103,16 @@ class CutMix(_BetaMix):
         center_y, center_x = torch.from_numpy(rng.random((2, num_query)))
         edges = [center_y - half_side, center_y + half_side, center_x - half_side, center_x + half_side]
         box = torch.stack(edges, dim=1).clamp(0, 1)
-        area = (box[:, 1] - box[:, 0]) * (box[:, 3] - box[:, 2])
+        top, bottom, left, right = box.unbind(dim=1)
+        area = (bottom - top) * (right - left)
         return Mix((1 - area).float(), mix.partner, box.float())
 
     def mixed_images(self, query_Q3HW: "Tensor", partners_Q3HW: "Tensor", mix: Mix) -> "Tensor":
         assert mix.box is not None
-        box = mix.box.to(query_Q3HW)
+        top, bottom, left, right = mix.box.to(query_Q3HW).unbind(dim=1)
         height, width = query_Q3HW.shape[-2:]
-        rows = _coverage(box[:, 0], box[:, 1], height)
-        columns = _coverage(box[:, 2], box[:, 3], width)
+        rows = _coverage(top, bottom, height)
+        columns = _coverage(left, right, width)
         mask = rows[:, None, :, None] * columns[:, None, None, :]
         return query_Q3HW + mask * (partners_Q3HW - query_Q3HW)
 

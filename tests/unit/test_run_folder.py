@@ -113,7 +113,8 @@ def test_a_run_scored_on_fewer_validation_images_can_be_evaluated_again(
     run_folder.write_result(tmp_path, session)
     (tmp_path / "config.yaml").write_text(dump_config(config))
     result = read_result(tmp_path)
-    assert (result.val_per_class, result.images) == (1, {"base": 3})
+    assert result.val_per_class == 1
+    assert result.images == {"base": 3}
     assert run_folder.evaluate_run(tmp_path).scores["base"] == scores["base"]
 
 
@@ -142,14 +143,14 @@ def test_class_aware_prompts_on_another_dataset_use_its_templates(
     texts: list[str] = []
 
     def prompt_texts(*args: Any, **options: Any) -> list[str]:
-        found = prompted_clip.prompt_texts(*args, **options)
-        texts.extend(found)
-        return found
+        of_prompts = prompted_clip.prompt_texts(*args, **options)
+        texts.extend(of_prompts)
+        return of_prompts
 
-    teachers: list[str] = []
+    frozen_templates: list[str] = []
 
     def frozen_text_features(clip: Any, tokenize: Any, names: Any, templates: Any) -> torch.Tensor:
-        teachers.extend(templates)
+        frozen_templates.extend(templates)
         return features.frozen_text_features(clip, tokenize, names, templates)
 
     monkeypatch.setattr(classifier, "prompt_texts", prompt_texts)
@@ -157,7 +158,7 @@ def test_class_aware_prompts_on_another_dataset_use_its_templates(
     target = open_dataset("dtd", config.data.root)
     run_folder.evaluate_classifier(run_folder.load_run_classifier(tmp_path), target)
     assert all(text.endswith(", a type of texture.") for text in texts)
-    assert teachers == ["a photo of a {}, a type of texture."]
+    assert frozen_templates == ["a photo of a {}, a type of texture."]
 
 
 @pytest.mark.parametrize(("method", "expected"), [("mmrl", [False, True]), ("dept-coop", [False, False])])
@@ -174,17 +175,17 @@ def test_the_rule_of_mmrl_for_other_datasets_does_not_depend_on_their_classes(
     untrained = classifier.Classifier(
         backbone, built, leaves, config, cells.classnames, cells.template, cells.templates
     )
-    found: list[bool] = []
+    treated_as_new: list[bool] = []  # for each tested dataset
 
     def encode_classes(backbone: Backbone, model: prompted_clip.PromptedClip, leaves: Any) -> Any:
-        found.append(model.new_classes)
+        treated_as_new.append(model.new_classes)
         return scoring.encode_classes(backbone, model, leaves)
 
     monkeypatch.setattr(run_folder, "encode_classes", encode_classes)
     for dataset in (cells, replace(cells, name="variant-of-cells")):
         small = replace(dataset, test=dataset.test[:8])
         run_folder.evaluate_classifier(untrained, small)
-    assert found == expected
+    assert treated_as_new == expected
 
 
 def test_the_result_names_the_texts_of_classes_that_were_used(config: Config, tmp_path: Path) -> None:
@@ -192,9 +193,9 @@ def test_the_result_names_the_texts_of_classes_that_were_used(config: Config, tm
     names = open_dataset("dtd", config.data.root).classnames
     content = json.dumps({name: [f"a {name} thing"] for name in names}).encode()
     texts.write_bytes(content)
-    data = {key: value for key, value in config.flat().items() if key.startswith(("data.", "train."))}
-    config = configure("ivlp-regularized", {**data, "regularizer.texts": str(texts)})
-    run_folder.train_run(config, tmp_path / "run")
+    settings = {key: value for key, value in config.flat().items() if key.startswith(("data.", "train."))}
+    settings["regularizer.texts"] = str(texts)
+    run_folder.train_run(configure("ivlp-regularized", settings), tmp_path / "run")
     assert read_result(tmp_path / "run").texts == hashlib.sha256(content).hexdigest()
 
 
@@ -212,7 +213,9 @@ def test_weights_replaced_under_their_name_are_another_run(config: Config, tmp_p
     save_file(state, weights)
     config = config.override({"backbone.pretrained": str(weights)})
     run_folder.train_run(config, tmp_path / "run")
-    save_file({name: tensor + 0.001 for name, tensor in state.items()}, weights)
+
+    other_state = {name: tensor + 0.001 for name, tensor in state.items()}
+    save_file(other_state, weights)
     with pytest.raises(WorkError, match="belongs to a run with other weights"):
         run_folder.train_run(config, tmp_path / "run")
     with pytest.raises(UserError, match=r"weights\.safetensors have changed since .*run was trained"):
@@ -230,9 +233,8 @@ def test_a_second_run_in_the_same_folder_is_refused(config: Config, tmp_path: Pa
 
 def test_a_folder_in_the_place_of_a_lock_is_named(tmp_path: Path) -> None:
     (tmp_path / "lock").mkdir()
-    message = (
-        rf"^cannot write {tmp_path}/lock: Is a directory\. Rename or move the folder that has this name\.$"
-    )
+    fix = r"Rename or move the folder that has this name\."
+    message = rf"^cannot write {tmp_path}/lock: Is a directory\. {fix}$"
     with pytest.raises(InfrastructureError, match=message), lock_folder(tmp_path, "the run"):
         pytest.fail("the lock was taken")
 
@@ -242,6 +244,10 @@ def test_the_gpu_that_a_process_has_computed_on_is_named(monkeypatch: pytest.Mon
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "A Card")
     assert environment()["gpu"] == "A Card"
+
+
+def test_a_gpu_that_fails_is_not_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
 
     def failed() -> str:
         raise torch.AcceleratorError("CUDA error: unspecified launch failure")

@@ -26,6 +26,7 @@ from tune.records.schema import (
     DatasetTest,
     FinalTest,
     RunScore,
+    RunScores,
     SettingsName,
     TrialRecord,
     metrics_by_part,
@@ -207,9 +208,10 @@ def _final_test_plots(records: Records) -> dict[str, go.Figure]:
     if any(dataset_test.difference for dataset_test in test.datasets.values()):
         figures["pairs"] = plot_seed_pairs(test)
     for number, dataset_test in enumerate(test.datasets.values(), 1):
-        has_metrics = bool(metrics_by_part(getattr(dataset_test, names[0])))
-        if has_metrics:
+        runs = getattr(dataset_test, names[0])
+        if _metrics_with_confusion(runs):
             figures[f"confusion-{number}"] = plot_confusion(dataset_test, names[0])
+        if metrics_by_part(runs):
             figures[f"calibration-{number}"] = plot_calibration(dataset_test, names)
     return figures
 
@@ -217,13 +219,14 @@ def _final_test_plots(records: Records) -> dict[str, go.Figure]:
 def plot_confusion(dataset_test: DatasetTest, name: SettingsName) -> go.Figure:
     """Plot the confusion matrices of base and new classes, summed over the seeds.
 
-    A row contains the images of a class, and its cells are in percent of these images.
+    A row contains the images of a class, and its cells are in percent of these images. Results with more than
+    `MAX_CONFUSION_CLASSES` classes have no confusion matrix and are left out.
 
     Args:
         dataset_test: Final test on a dataset.
         name: Settings whose runs are plotted.
     """
-    by_part = metrics_by_part(getattr(dataset_test, name))
+    by_part = _metrics_with_confusion(getattr(dataset_test, name))
     figure = make_subplots(
         cols=len(by_part),
         subplot_titles=[f"{part} classes" for part in by_part],
@@ -254,6 +257,12 @@ def plot_confusion(dataset_test: DatasetTest, name: SettingsName) -> go.Figure:
         figure.update_xaxes(title="predicted", tickangle=-60, row=1, col=column, **ticks)
         figure.update_yaxes(title="true class", autorange="reversed", row=1, col=column, **ticks)
     return figure.update_layout(height=_HEAT_MAP_HEIGHT)
+
+
+def _metrics_with_confusion(runs: RunScores) -> dict[str, list[ClassificationMetrics]]:
+    """Return the metrics of runs by part (base or new), for parts that have confusion matrices."""
+    by_part = metrics_by_part(runs)
+    return {part: metrics for part, metrics in by_part.items() if metrics[0].confusion is not None}
 
 
 def _confusion_counts(metrics: Sequence[ClassificationMetrics]) -> Floats:

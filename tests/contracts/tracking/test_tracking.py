@@ -21,7 +21,7 @@ SETTINGS = {"optim.lr": "0.0025", "regularizer.kind": "l1", "augment.flip": "0.5
 """Some settings of each trial, as trackers show them."""
 
 Shown = dict[str, tuple[dict[str, str], dict[int, float]]]
-"""Settings and objective by epoch of each run, by its name."""
+"""Settings, and objective by epoch, of each run by its name."""
 
 
 def job(folder: Path, number: int) -> Job:
@@ -31,7 +31,7 @@ def job(folder: Path, number: int) -> Job:
 
 
 def report(epoch: int) -> EpochReport:
-    """Return the report of an epoch, whose objective is 50 plus its number."""
+    """Return the report of an epoch. The objective is 50 plus the number of the epoch."""
     run = RunScore(
         dataset="textures", seed=3, base=60.0, new=None, objective=50.0 + epoch, seconds=2.0 * epoch
     )
@@ -66,43 +66,46 @@ def shown_by_tensorboard(folder: Path) -> Shown:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-    found: Shown = {}
-    for place in sorted((folder / "tensorboard").iterdir()):
-        events = EventAccumulator(str(place)).Reload()
+    shown: Shown = {}
+    for run_folder in (folder / "tensorboard").iterdir():
+        events = EventAccumulator(str(run_folder)).Reload()
         start = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
         hparams = HParamsPluginData.FromString(start).session_start_info.hparams
-        settings = {key: str(getattr(value, value.WhichOneof("kind"))) for key, value in hparams.items()}
+        settings: dict[str, str] = {}
+        for key, value in hparams.items():
+            type_of_value = value.WhichOneof("kind")  # e.g. "number_value"
+            settings[key] = str(getattr(value, type_of_value))
         objectives: dict[int, float] = {}
         if "objective" in events.Tags()["scalars"]:
             objectives = {event.step: event.value for event in events.Scalars("objective")}
-        found[place.name] = (settings, objectives)
-    return found
+        shown[run_folder.name] = (settings, objectives)
+    return shown
 
 
 def shown_by_mlflow(folder: Path) -> Shown:
     """Return what MLflow's database in a study's folder contains."""
-    found: Shown = {}
-    with sqlite3.connect(folder / "mlflow.db") as db:
-        for run, name, status in db.execute("select run_uuid, name, status from runs").fetchall():
-            assert name not in found, "a trial has one run"
+    select_runs = "select run_uuid, name, status from runs"
+    select_objectives = "select step, value from metrics where run_uuid = ? and key = 'objective'"
+    select_settings = "select key, value from params where run_uuid = ?"
+    shown: Shown = {}
+    with closing(sqlite3.connect(folder / "mlflow.db")) as database:
+        for run_id, name, status in database.execute(select_runs).fetchall():
+            assert name not in shown, "a trial has one run"
             assert status == ("FINISHED" if name == "trial 0" else "FAILED")
-            metrics_of_run = "select step, value from metrics where run_uuid = ? and key = 'objective'"
-            params_of_run = "select key, value from params where run_uuid = ?"
-            objectives = dict(db.execute(metrics_of_run, [run]).fetchall())
-            settings = dict(db.execute(params_of_run, [run]).fetchall())
-            found[name] = (settings, objectives)
-    db.close()
-    return found
+            objectives = dict(database.execute(select_objectives, [run_id]).fetchall())
+            settings = dict(database.execute(select_settings, [run_id]).fetchall())
+            shown[name] = (settings, objectives)
+    return shown
 
 
 def refuse(address: Any, *args: Any, **options: Any) -> None:
-    """Refuse a connection, in place of `socket.create_connection`."""
+    """Refuse a connection. This function replaces `socket.create_connection`."""
     raise AssertionError(f"connection to {address}")
 
 
 @pytest.fixture
 def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of a study, where the user has no account of any tracker and no network."""
+    """The folder of a study. The user has neither an account of a tracker nor a network."""
     for key in ("MLFLOW_TRACKING_URI", "WANDB_MODE", "WANDB_API_KEY"):
         monkeypatch.delenv(key, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "nobody"))
@@ -114,7 +117,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def search_and_resume(folder: Path, name: str) -> None:
-    """Let a tracker observe a search that was interrupted after epoch 2, which is reported again."""
+    """Let a tracker observe a search that is interrupted after epoch 2, and that then reports it again."""
     printed = io.StringIO()
     search(folder, name, Console(file=printed), first=1, last=2)
     search(folder, name, Console(file=printed), first=2, last=3)
@@ -132,10 +135,10 @@ def test_a_tracker_shows_all_epochs_of_a_resumed_search(
 
     search_and_resume(study, name)
 
-    found = shown(study)
-    assert found.keys() == {"trial 0", "trial 1"}
-    settings_of_trial_0, objectives_of_trial_0 = found["trial 0"]
-    settings_of_trial_1, objectives_of_trial_1 = found["trial 1"]
+    runs = shown(study)
+    assert runs.keys() == {"trial 0", "trial 1"}
+    settings_of_trial_0, objectives_of_trial_0 = runs["trial 0"]
+    settings_of_trial_1, objectives_of_trial_1 = runs["trial 1"]
     assert objectives_of_trial_0 == {1: 51.0, 2: 52.0, 3: 53.0}
     assert objectives_of_trial_1 == {}
     assert SETTINGS.items() <= settings_of_trial_0.items()

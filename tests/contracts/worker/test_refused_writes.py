@@ -1,7 +1,7 @@
-"""Runs on a disk that refuses one write after the other.
+"""Commands on a disk that refuses one of their writes: the first one, then the second one, and so on.
 
-Each refusal ends the command with one line. No half-written file is used, and the same command resumes. Runs
-do not train: their numbers follow from a formula, but they write their files as real ones do.
+Each refusal ends the command with one line. No half-written file is used, and the same command resumes. To
+save time, no run trains. Its numbers follow from a formula, but it writes its files as a real run does.
 """
 
 import json
@@ -49,10 +49,12 @@ CONFIG = (
 
 CONFIG_TEXT = dump_config(CONFIG)
 HALF = b"half a checkpoint"
+MAX_WRITES = 200
+"""Number of writes that no command reaches."""
 
 
 class Worker(JobWorker):
-    """Worker of a trial that no actor of Ray contains."""
+    """Worker in this process instead of an actor of Ray."""
 
     def __init__(self, request: JobRequest) -> None:
         self.setup({"request": request})
@@ -66,7 +68,7 @@ def trial(folder: Path) -> list[dict[str, Any]]:
     """Run a trial in FOLDER/trial. Return its reports."""
     try:
         (folder / "trial").mkdir(parents=True, exist_ok=True)
-    except OSError as error:  # the driver, which creates the folder, does the same
+    except OSError as error:  # as in the driver, which creates the folder
         raise cannot_write_error(folder / "trial", error) from None
     resources = JobResources(num_concurrent=1, max_concurrent=1, cpus=1.0, gpus=0.0)
     job = Job("trial 0", {folder / "trial": CONFIG}, run_folder.FINAL, records_alignment=True)
@@ -103,7 +105,7 @@ class Command:
     """A command that writes below a folder.
 
     Args:
-        call: Function that runs it, given the folder. It returns what the user is told.
+        call: Function that runs the command in a folder. It returns what the command reports.
         prepare: Function that prepares the folder before the first call.
     """
 
@@ -125,14 +127,14 @@ def run() -> Run:
 
 
 def known_text(config: Config) -> str:
-    """Return the text of `CONFIG`, in place of `dump_config`, which takes longer than the rest of a run."""
+    """Return the text of `CONFIG`. It replaces `dump_config`, which takes longer than the rest of a run."""
     assert config == CONFIG
     return CONFIG_TEXT
 
 
 @pytest.fixture
 def _formula(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Replace all that takes long by formulas: training, scoring, and descriptions of the machine."""
+    """Replace everything that takes long: training and scoring by formulas, and descriptions by constants."""
 
     def train_epoch(run: Run, state: State, batches: object, before_step: Any) -> Any:
         for _ in range(run.order.steps_per_epoch):
@@ -157,14 +159,14 @@ def _formula(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Session, "score", score)
 
 
-def without_times(found: Any) -> Any:
+def without_times(tree: Any) -> Any:
     """Return records without times and notes, which differ between equal runs. Tuples become lists."""
-    if isinstance(found, dict):
+    if isinstance(tree, dict):
         left_out = ("seconds", "notes")
-        return {key: without_times(value) for key, value in found.items() if key not in left_out}
-    if isinstance(found, list | tuple):
-        return [without_times(each) for each in found]
-    return found
+        return {key: without_times(value) for key, value in tree.items() if key not in left_out}
+    if isinstance(tree, list | tuple):
+        return [without_times(item) for item in tree]
+    return tree
 
 
 def content(path: Path) -> Any:
@@ -172,15 +174,16 @@ def content(path: Path) -> Any:
     if path.suffix == ".json":
         return without_times(json.loads(path.read_text()))
     if path.name == "checkpoint.safetensors":
-        found = load_checkpoint(path)
-        assert found is not None
-        tensors = {name: tensor.numpy().tobytes() for name, tensor in found.state.tensors().items()}
-        return found.run_digest, found.state.step, tensors, without_times(found.history)
+        checkpoint = load_checkpoint(path)
+        assert checkpoint is not None
+        state = checkpoint.state
+        tensors = {name: tensor.numpy().tobytes() for name, tensor in state.tensors().items()}
+        return checkpoint.run_digest, state.step, tensors, without_times(checkpoint.history)
     return path.read_bytes()
 
 
 def contents(folder: Path) -> dict[str, Any]:
-    """Return the contents of all files below a folder by path. Hidden files count, locks do not."""
+    """Return the contents of all files below a folder except locks, by path. Hidden files are included."""
     files = [path for path in folder.rglob("*") if path.is_file() and path.name != "lock"]
     return {path.relative_to(folder).as_posix(): content(path) for path in files}
 
@@ -188,25 +191,25 @@ def contents(folder: Path) -> dict[str, Any]:
 @pytest.mark.usefixtures("_formula")
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
-def test_a_run_survives_that_any_of_its_writes_is_refused(
+def test_a_command_resumes_after_any_of_its_writes_was_refused(
     tmp_path: Path, command: Command, fault: Fault, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "machine"))
-    # It may be refused, but need not wait for the disk, because no test is about power failures.
+    # `fsync` need not wait for the disk, because this test is not about power failures.
     monkeypatch.setattr(os, "fsync", lambda handle: None)
-    whole = tmp_path / "whole"
-    command.prepare(whole)
-    told = without_times(command.call(whole))
-    expected = contents(whole)
+    undisturbed = tmp_path / "undisturbed"
+    command.prepare(undisturbed)
+    expected_answer = without_times(command.call(undisturbed))
+    expected_contents = contents(undisturbed)
 
     refused_files: set[str] = set()
-    for number in range(1, 200):
+    for number in range(1, MAX_WRITES):
         folder = tmp_path / f"{number}"
         command.prepare(folder)
         with monkeypatch.context() as patch:
             disk = RefusingDisk(tmp_path, patch, fault, number)
             try:
-                assert without_times(command.call(folder)) == told
+                assert without_times(command.call(folder)) == expected_answer
             except InfrastructureError as error:
                 require_one_line(error, fault, tmp_path)
         if not disk.refused:
@@ -214,11 +217,11 @@ def test_a_run_survives_that_any_of_its_writes_is_refused(
 
         _, refused_file = disk.refused[0]
         refused_files.add(refused_file.lstrip("."))
-        require_whole_files(folder, expected)
+        require_whole_files(folder, expected_contents)
 
-        # The same command, to which nothing is refused, resumes.
-        assert without_times(command.call(folder)) == told, disk.refused
-        assert contents(folder) == expected, disk.refused
+        # The same command resumes on a disk that refuses nothing.
+        assert without_times(command.call(folder)) == expected_answer, disk.refused
+        assert contents(folder) == expected_contents, disk.refused
         shutil.rmtree(folder)
 
     assert number > 12, "a command has at least a dozen writes"
@@ -253,7 +256,7 @@ def test_a_cache_of_text_features_that_cannot_be_written_changes_nothing(
     monkeypatch.setenv("PROMETAR_CACHE", str(tmp_path / "whole"))
     expected = features()
 
-    for number in range(1, 200):
+    for number in range(1, MAX_WRITES):
         folder = tmp_path / f"{number}"
         monkeypatch.setenv("PROMETAR_CACHE", str(folder))
         with monkeypatch.context() as patch:

@@ -34,11 +34,11 @@ def instructions(text: str) -> dict[str, list[str]]:
     stripped = [line.strip() for line in text.splitlines()]
     lines = [line for line in stripped if line and not line.startswith("#")]
     joined = "\n".join(lines).replace("\\\n", " ")  # a backslash continues an instruction on the next line
-    found: dict[str, list[str]] = {}
+    arguments: dict[str, list[str]] = {}
     for line in joined.splitlines():
         name, _, rest = line.partition(" ")
-        found.setdefault(name, []).append(rest.strip())
-    return found
+        arguments.setdefault(name, []).append(rest.strip())
+    return arguments
 
 
 def cluster_files() -> list[Path]:
@@ -57,7 +57,8 @@ def check_image(text: str) -> None:
     environment = " ".join(steps["ENV"])
     require(steps["ARG"][0] == f"BASE={BASE}", "another Ray")
     require(steps["FROM"] == ["${BASE}"], "another Ray")
-    require(steps["USER"][-1].split(":")[0] not in {"root", "0"}, "the image runs as root")
+    last_user, _, _group = steps["USER"][-1].partition(":")
+    require(last_user not in {"root", "0"}, "the image runs as root")
     pipes_download = re.search(r"\b(curl|wget)\b.*\|", " ".join(steps["RUN"]))
     require(pipes_download is None, "the image runs what it downloads")
     require("AUTH=token" in steps["ARG"], "authentication is off")
@@ -136,13 +137,15 @@ def test_linters_accept_the_files(tool: str, name: str) -> None:
 
 def test_all_files_name_one_version_of_ray() -> None:
     for file in cluster_files():
-        assert set(re.findall(r"ray:?(\d+\.\d+\.\d+)", file.read_text("utf-8"))) <= {RAY_VERSION}, file
+        versions = re.findall(r"ray:?(\d+\.\d+\.\d+)", file.read_text("utf-8"))
+        assert set(versions) <= {RAY_VERSION}, file
 
 
 def test_all_files_name_one_version_of_python() -> None:
     digits = PYTHON_VERSION.replace(".", "")  # as in the tag of an image, such as py311
     for file in cluster_files():
-        assert set(re.findall(r"\bpy(3\d+)\b", file.read_text("utf-8"))) <= {digits}, file
+        versions = re.findall(r"\bpy(3\d+)\b", file.read_text("utf-8"))
+        assert set(versions) <= {digits}, file
 
 
 @pytest.mark.parametrize("name", ["README.md", "Dockerfile"])
@@ -183,4 +186,4 @@ def test_the_anyscale_job_keeps_its_head_free_and_retries() -> None:
     assert job["max_retries"] >= 1
     compute = job["compute_config"]
     assert compute["head_node"]["resources"] == {"CPU": 0, "GPU": 0}, "the head would run trials"
-    assert {each["market_type"] for each in compute["worker_nodes"]} == {"PREFER_SPOT"}
+    assert {group["market_type"] for group in compute["worker_nodes"]} == {"PREFER_SPOT"}

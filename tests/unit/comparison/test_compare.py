@@ -3,6 +3,7 @@
 import csv
 import json
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
@@ -144,9 +145,8 @@ def test_the_reference_is_chosen(run_compare: RunCompare, tmp_path: Path) -> Non
     out = grid(tmp_path / "out")
     assert "a method minus prometar in points" in run_compare(out).out
     assert "a method minus coop in points" in run_compare(out, "--reference", "coop").out
-    assert "--reference must be one of coop; prometar, got vpt" in error_of(
-        run_compare, out, "--reference", "vpt"
-    )
+    error = error_of(run_compare, out, "--reference", "vpt")
+    assert "--reference must be one of coop; prometar, got vpt" in error
 
 
 def test_other_metrics_are_compared_on_request(run_compare: RunCompare, tmp_path: Path) -> None:
@@ -161,9 +161,8 @@ def test_other_metrics_are_compared_on_request(run_compare: RunCompare, tmp_path
     assert ["joint_new", "coop", "-1.00"] in rows
     assert "joint_H" not in run_compare(tmp_path).out
     known = "base, new, H, joint_base, joint_new, joint_H"
-    assert f"--metric must be one of {known}, got base_f2." in error_of(
-        run_compare, tmp_path, "--metric", "base_f2"
-    )
+    error = error_of(run_compare, tmp_path, "--metric", "base_f2")
+    assert f"--metric must be one of {known}, got base_f2." in error
 
 
 def test_settings_distinguish_runs_of_a_method(run_compare: RunCompare, tmp_path: Path) -> None:
@@ -186,9 +185,10 @@ def test_many_different_settings_are_numbered_and_listed_once(
     for seed in (1, 2):
         write(tmp_path / f"best/{seed}", config_of("prometar", seed, **changes), base=70.0, new=70.0)
     text = run_compare(out, tmp_path / "best", "--reference", "prometar #1").out
+    table, *notes = text.split("\n- ")
+    assert max(map(len, table.splitlines())) <= 90, "the table is narrow"
     assert "a method minus prometar #1 in points" in text
-    assert max(map(len, text.split("\n- ")[0].splitlines())) <= 90, "the table is narrow"
-    note = text.partition("- prometar #2 (first run: ")[2].partition("\n- ")[0]
+    (note,) = [note for note in notes if note.startswith("prometar #2 (first run: ")]
     assert str(tmp_path / "best/1") in note
     for key, value in changes.items():
         assert f"{key}={value}" in note
@@ -196,13 +196,15 @@ def test_many_different_settings_are_numbered_and_listed_once(
 
 def test_runs_that_are_not_comparable_are_refused(run_compare: RunCompare, tmp_path: Path) -> None:
     out = grid(tmp_path / "out", seeds=(1,))
-    later = write(tmp_path / "later", config_of("ivlp", 5), base=50.0, new=50.0)
-    assert "No run shares its dataset and seed with a run of coop" in error_of(
-        run_compare, out / "coop", later
-    )
     assert "all runs use coop" in error_of(run_compare, out / "coop")
+
+    later = write(tmp_path / "later", config_of("ivlp", 5), base=50.0, new=50.0)
+    error = error_of(run_compare, out / "coop", later)
+    assert "No run shares its dataset and seed with a run of coop" in error
+
     again = write(tmp_path / "again", config_of("coop"), base=50.0, new=50.0)
     assert f"{out}/coop/dtd-1 and {again} share dataset and seed" in error_of(run_compare, out, again)
+
     all_classes = write(tmp_path / "all", config_of("vpt"), objective="all_classes", all=50.0)
     assert "differ in objectives" in error_of(run_compare, out, all_classes)
 
@@ -342,21 +344,27 @@ def test_runs_of_an_earlier_selection_are_not_compared(run_compare: RunCompare, 
     first = study(tmp_path / "a", 0.01, 1.0)
     earlier = config_of("prometar", 1, **{"optim.lr": 0.05})
     write(first / "finals/trial-0003-dtd-seed1", earlier, base=1.0, new=1.0)
-    assert "lr" not in run_compare(first).out
+    assert "lr" not in run_compare(first).out, "a label would contain optim.lr=0.05"
 
 
 def test_a_dataset_with_other_published_settings_is_compared(run_compare: RunCompare, tmp_path: Path) -> None:
     """MMRL has other settings for eurosat, which the study has written to files of their own."""
     folder = tmp_path / "both"
+
+    def write_runs(trial: str, config: Config, accuracy: float) -> None:
+        for seed in (1, 2):
+            run = folder / "finals" / f"{trial}-{config.data.name}-seed{seed}"
+            write(run, config.override({"train.seed": seed}), base=accuracy, new=accuracy)
+
     for dataset, suffix in (("dtd", ""), ("eurosat", "-eurosat")):
         default = configure("mmrl", {"data.name": dataset}, protocol="base-to-new")
-        kinds = {"default": default, "selected": default.override({"optim.lr": 0.01})}
-        for number, (kind, config) in enumerate(kinds.items()):
-            for seed in (1, 2):
-                run = folder / f"finals/trial-000{number}-{dataset}-seed{seed}"
-                write(run, config.override({"train.seed": seed}), base=60.0 - number, new=60.0 - number)
-            (folder / f"{kind}{suffix}.yaml").write_text(dump_config(config))
+        selected = default.override({"optim.lr": 0.01})
+        write_runs("trial-0000", default, accuracy=60.0)
+        write_runs("trial-0001", selected, accuracy=59.0)
+        (folder / f"default{suffix}.yaml").write_text(dump_config(default))
+        (folder / f"selected{suffix}.yaml").write_text(dump_config(selected))
     (folder / "study.yaml").write_text("")
+
     text = run_compare(folder).out
     assert rows_of(text)["both default"][:5] == ["+1.00", "[+1.00,", "+1.00]", "2", "datasets"]
     assert "Not paired" not in text
@@ -373,9 +381,8 @@ def test_studies_with_the_same_name_are_labeled_with_their_paths(
 def test_studies_of_different_datasets_are_refused(run_compare: RunCompare, tmp_path: Path) -> None:
     first = study(tmp_path / "a", None)
     second = study(tmp_path / "b", None, dataset="eurosat")
-    assert "No run shares its dataset and seed with a run of a selected" in error_of(
-        run_compare, first, second
-    )
+    error = error_of(run_compare, first, second)
+    assert "No run shares its dataset and seed with a run of a selected" in error
 
 
 def reproduction(folder: Path, gain: float, *, lr: float = 0.002, seeds: tuple[int, ...] = (1, 2)) -> Path:
@@ -383,12 +390,11 @@ def reproduction(folder: Path, gain: float, *, lr: float = 0.002, seeds: tuple[i
 
     CoOp gains `gain` points, and IVLP twice as many.
     """
-    for method in ("coop", "ivlp"):
-        for dataset in ("dtd", "eurosat"):
-            for seed in seeds:
-                base = 60.0 + seed + gain * (2 if method == "ivlp" else 1)
-                config = config_of(method, seed, dataset, **{"optim.lr": lr})
-                write(folder / "runs" / f"{method}-{dataset}-{seed}", config, base=base, new=base)
+    gains = {"coop": gain, "ivlp": 2 * gain}
+    for method, dataset, seed in product(gains, ("dtd", "eurosat"), seeds):
+        accuracy = 60.0 + seed + gains[method]
+        config = config_of(method, seed, dataset, **{"optim.lr": lr})
+        write(folder / "runs" / f"{method}-{dataset}-{seed}", config, base=accuracy, new=accuracy)
     return folder
 
 
@@ -411,9 +417,8 @@ def test_each_method_is_compared_between_two_folders_of_reproduce(
         compared = {(row["method"], row["reference"]) for row in csv.DictReader(file)}
     assert compared == {("coop (new)", "coop (old)"), ("ivlp (new)", "ivlp (old)")}
     assert "coop (old) - coop (new) " in run_compare(old, new, "--reference", "new").out
-    assert "--reference must be one of old; new, got coop" in error_of(
-        run_compare, old, new, "--reference", "coop"
-    )
+    error = error_of(run_compare, old, new, "--reference", "coop")
+    assert "--reference must be one of old; new, got coop" in error
 
 
 def test_tuned_and_published_settings_are_compared_between_two_folders_of_reproduce_tune(

@@ -16,8 +16,8 @@ MutableResults = dict[str, dict[str, dict[str, ScoresBySeed]]]
 
 def compare_h(results: Results, reference: str = "a") -> dict[str, Difference]:
     """Return the differences in H by method."""
-    found, _ = compare(results, reference=reference, metrics=["H"])
-    return {difference.method: difference for difference in found}
+    differences, _ = compare(results, reference=reference, metrics=["H"])
+    return {difference.method: difference for difference in differences}
 
 
 def results_of(**h_by_method: dict[str, ScoresBySeed]) -> MutableResults:
@@ -41,19 +41,19 @@ def test_scores_are_paired_by_dataset_and_seed() -> None:
 
 
 def test_values_over_several_datasets_are_means_of_seeds() -> None:
-    found = compare_h(THREE_DATASETS)
-    assert found["b"].values == (2.0, 0.0, -3.0)
-    assert found["c"].values == (10.0, 5.0, 1.0)
-    assert found["b"].unit == "datasets"
+    differences = compare_h(THREE_DATASETS)
+    assert differences["b"].values == (2.0, 0.0, -3.0)
+    assert differences["c"].values == (10.0, 5.0, 1.0)
+    assert differences["b"].unit == "datasets"
 
 
 def test_p_values_over_datasets_are_corrected_for_the_number_of_methods() -> None:
-    found = compare_h(THREE_DATASETS)
-    # All three differences of c are positive. Those of b have the ranks 1 and 2 with opposite signs.
-    assert found["c"].p == 0.25
-    assert found["c"].p_holm == 0.5
-    assert found["b"].p == 1.0
-    assert found["b"].p_holm == 1.0
+    differences = compare_h(THREE_DATASETS)
+    # All three differences of c are positive. The nonzero differences of b, 2 and -3, have opposite signs.
+    assert differences["c"].p == 0.25
+    assert differences["c"].p_holm == 0.5
+    assert differences["b"].p == 1.0
+    assert differences["b"].p_holm == 1.0
 
 
 def test_the_interval_over_datasets_is_that_of_a_paired_t_test() -> None:
@@ -107,9 +107,9 @@ UNTRAINED = results_of(
 
 
 def test_a_method_without_training_is_paired_with_every_seed() -> None:
-    found, notes = compare(UNTRAINED, reference="a", metrics=["H"])
+    differences, notes = compare(UNTRAINED, reference="a", metrics=["H"])
     assert not notes
-    assert found[0].values == (-10.0, -12.0)
+    assert differences[0].values == (-10.0, -12.0)
 
 
 def test_two_methods_without_training_have_one_difference_and_no_interval() -> None:

@@ -3,6 +3,7 @@
 import io
 import json
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from prometar.errors import InfrastructureError
 from tests.support.driver import NAME, run_fake
 from tests.support.fake_trial import fake_job
 from tests.support.study_records import small, write
+from tune.execution.job import Job
 from tune.execution.progress import StageProgress
 from tune.records.folder import StudyFolder, read_records
 from tune.records.schema import EpochReport, RunScore
@@ -39,31 +41,51 @@ def study(tmp_path: Path) -> Path:
     return tmp_path
 
 
+NUM_EPOCHS = 5  # of each job
+
+
 class Stage:
-    """A stage of five-epoch jobs, its page, and what is printed."""
+    """A stage of a search with its page. Three of 24 trials have ended before.
+
+    Args:
+        folder: Folder of the study.
+        interval_seconds: Minimum time between two versions of the page.
+
+    Attributes:
+        out: What is printed.
+        report: Path of the page.
+    """
 
     def __init__(self, folder: Path, *, interval_seconds: float = 0.02) -> None:
         self.out = io.StringIO()
         console = Console(file=self.out, width=200)
         self.page = LivePage(StudyFolder(folder), console, interval_seconds=interval_seconds)
-        self.progress = StageProgress("Search", 24, 3, best=(61.25, "trial 2"))
+        self.progress = StageProgress("Search", total=24, done=3, best=(61.25, "trial 2"))
         self.report = folder / "report.html"
 
+    def job(self, number: int) -> Job:
+        return fake_job(Path("/study"), number, epochs=NUM_EPOCHS)
+
     def start(self, number: int) -> None:
+        """Start a trial."""
         for observer in (self.progress, self.page):
-            observer.started(fake_job(Path("/study"), number, epochs=5))
+            observer.started(self.job(number))
 
     def epoch(self, number: int, epoch: int, objective: float) -> None:
-        report = EpochReport(epoch, (RunScore("dtd", 0, objective=objective),), finished=epoch == 5)
+        """Report an epoch of a trial."""
+        runs = (RunScore("dtd", 0, objective=objective),)
+        report = EpochReport(epoch, runs, finished=epoch == NUM_EPOCHS)
         for observer in (self.progress, self.page):
-            observer.reported(fake_job(Path("/study"), number, epochs=5), report)
+            observer.reported(self.job(number), report)
 
     def end(self, number: int, failure: str = "") -> None:
+        """End a trial."""
         for observer in (self.progress, self.page):
-            observer.finished(fake_job(Path("/study"), number, epochs=5), failure)
+            observer.finished(self.job(number), failure)
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
+    """Wait until a condition holds, at most 30 s."""
     deadline = time.monotonic() + 30
     while not condition():
         assert time.monotonic() < deadline, "it took too long"
@@ -78,22 +100,23 @@ def test_the_page_of_a_running_study_shows_its_progress(study: Path) -> None:
         stage.page.follow(stage.progress)
         wait_until(stage.report.exists)
         html = stage.report.read_text()
-        assert REFRESH in html
-        assert "3 of 24 done, best 61.2 (trial 2)" in html
-        for cell in ("trial 4", "2 of 5", "57.50"):
-            assert f">{cell}</td>" in html
-        assert "not started" in html, "the final test"
-        assert "plot-timeline" in html
-        assert "Rerun the same command" not in html, "the study is running"
+
+    assert REFRESH in html
+    assert "3 of 24 done, best 61.2 (trial 2)" in html
+    for cell in ("trial 4", "2 of 5", "57.50"):
+        assert f">{cell}</td>" in html
+    assert "not started" in html, "the final test"
+    assert "plot-timeline" in html
+    assert "Rerun the same command" not in html, "the study is running"
 
 
-def test_the_page_follows_the_study(study: Path) -> None:
+def test_the_page_is_updated_when_a_job_ends(study: Path) -> None:
     stage = Stage(study)
     stage.start(4)
     with stage.page:
         stage.page.follow(stage.progress)
         wait_until(stage.report.exists)
-        stage.epoch(4, 5, 63.0)
+        stage.epoch(4, NUM_EPOCHS, 63.0)
         stage.end(4)
         wait_until(lambda: "4 of 24 done, best 63.0 (trial 4)" in stage.report.read_text())
 
@@ -104,11 +127,13 @@ def test_the_page_is_rewritten_only_after_the_interval(study: Path, monkeypatch:
     stage = Stage(study, interval_seconds=3600)
     stage.page.follow(stage.progress)
     wait_until(lambda: bool(written))
+
     for number in range(5):
         stage.start(number)
         stage.end(number)
     time.sleep(0.2)
     assert len(written) == 1
+
     stage.page.close()
     assert len(written) == 2, "the last page"
 
@@ -124,34 +149,37 @@ def test_the_page_of_a_stopped_study_does_not_reload(study: Path) -> None:
     assert "Rerun the same command to resume" in html
 
 
-def test_a_page_that_cannot_be_written_is_mentioned_once(
+def test_a_page_that_cannot_be_written_is_reported_once_and_tried_again(
     study: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    attempts: list[int] = []
+    num_attempts = 0
 
     def refuse(*_: object) -> None:
-        attempts.append(1)
+        nonlocal num_attempts
+        num_attempts += 1
         raise InfrastructureError("Cannot write report.html: no space left on device")
 
     monkeypatch.setattr(live_page, "write_report", refuse)
     stage = Stage(study)
     with stage.page:
         stage.page.follow(stage.progress)
-        wait_until(lambda: len(attempts) > 2)
+        wait_until(lambda: num_attempts > 2)
+
     message = "Cannot update report.html, but the study continues: Cannot write report.html: no space left"
     assert stage.out.getvalue().count(message) == 1
 
 
-def test_the_timeline_contains_ended_and_interrupted_jobs(study: Path) -> None:
+def test_the_timeline_contains_finished_failed_and_interrupted_jobs(study: Path) -> None:
     stage = Stage(study)
     with stage.page:
         stage.page.follow(stage.progress)
         for number in range(4, 7):
             stage.start(number)
-        stage.epoch(4, 5, 63.0)
+        stage.epoch(4, NUM_EPOCHS, 63.0)
         stage.end(4)
         stage.end(5, "out of memory")
         stage.epoch(6, 1, 50.0)
+
     timeline = read_records(study).timeline
     assert [(entry.job, entry.slot, entry.outcome) for entry in timeline] == [
         ("trial 4", 1, "finished"),
@@ -161,7 +189,7 @@ def test_the_timeline_contains_ended_and_interrupted_jobs(study: Path) -> None:
     assert {entry.stage for entry in timeline} == {"Search"}
 
 
-def test_lines_of_the_timeline_that_are_cut_are_ignored(study: Path) -> None:
+def test_lines_of_the_timeline_that_are_cut_or_invalid_are_ignored(study: Path) -> None:
     stage = Stage(study)
     with stage.page:
         stage.page.follow(stage.progress)
@@ -169,20 +197,26 @@ def test_lines_of_the_timeline_that_are_cut_are_ignored(study: Path) -> None:
         stage.end(4)
     file = study / FILE_NAME
     line = file.read_text()
-    file.write_text(f"{line}[]\nnot JSON\n{line}{line[:20]}")
+    cut_line = line[:20]
+
+    file.write_text(f"{line}[]\nnot JSON\n{line}{cut_line}")
+
     assert len(read_timeline(study)) == 2
 
 
 def test_a_study_has_one_timeline_entry_per_job(tmp_path: Path) -> None:
     run_fake(tmp_path, top=1)
+
     folder = tmp_path / NAME
     entries = read_timeline(folder)
-    jobs = [entry.job for entry in entries]
-    assert len(jobs) == len(set(jobs)) == 4 + 4 + 2
-    assert {entry.stage for entry in entries} == {"Search", "Confirmation", "Final test"}
+    num_entries = Counter(entry.stage for entry in entries)
+    assert num_entries == {"Search": 4, "Confirmation": 4, "Final test": 2}
+    jobs = {entry.job for entry in entries}
+    assert len(jobs) == len(entries), "no job has two entries"
+
     html = (folder / "report.html").read_text()
     assert "plot-timeline" in html
-    assert REFRESH not in html
+    assert REFRESH not in html, "the study has ended"
 
 
 def test_a_study_with_broken_pages_has_the_same_results(
@@ -191,15 +225,15 @@ def test_a_study_with_broken_pages_has_the_same_results(
     def results(folder: Path) -> Any:
         return json.loads((folder / NAME / "finals.json").read_text())["datasets"]
 
-    run_fake(tmp_path / "whole")
-
     def refuse(*_: object) -> None:
         raise RuntimeError("broken")
 
+    run_fake(tmp_path / "undisturbed")
     monkeypatch.setattr(live_page, "write_report", refuse)
     monkeypatch.setattr(live_page, "append_entry", refuse)
     run_fake(tmp_path / "broken")
-    assert results(tmp_path / "broken") == results(tmp_path / "whole")
+
+    assert results(tmp_path / "broken") == results(tmp_path / "undisturbed")
 
 
 def test_an_entry_after_a_cut_line_is_read(study: Path) -> None:
@@ -209,7 +243,9 @@ def test_an_entry_after_a_cut_line_is_read(study: Path) -> None:
         stage.start(4)
         stage.end(4)
         file = study / FILE_NAME
-        file.write_text(file.read_text()[:20])
+        cut_line = file.read_text()[:20]
+        file.write_text(cut_line)
+
         stage.start(5)
         stage.end(5)
     assert [entry.job for entry in read_timeline(study)] == ["trial 5"]

@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.study_records import IMAGE, SCRIPT, rich, small
 from tune.records.folder import Records, read_records
-from tune.records.schema import RunScores
+from tune.records.schema import RunScore, RunScores
 from tune.report import page
 from tune.report.formatting import format_mean
 from tune.report.page import render, write_report
@@ -181,6 +181,27 @@ def test_a_final_test_without_metrics_has_a_page(tmp_path: Path) -> None:
     assert "Confusion matrix" not in shown
     assert "Accuracy by class" not in shown
     assert "Seed pairs of the final test" in shown
+
+
+def test_a_dataset_with_too_many_classes_for_a_confusion_matrix_has_only_the_other_plots(
+    tmp_path: Path,
+) -> None:
+    records = small(tmp_path)
+    assert records.final_test is not None
+
+    def without_confusion(runs: RunScores) -> RunScores:
+        changed: list[RunScore] = []
+        for run in runs:
+            metrics = {part: run.metrics[part].model_copy(update={"confusion": None}) for part in run.metrics}
+            changed.append(replace(run, metrics=metrics))
+        return tuple(changed)
+
+    dtd = records.final_test.datasets["dtd"]
+    dtd = replace(dtd, selected=without_confusion(dtd.selected), baseline=without_confusion(dtd.baseline))
+    test = replace(records.final_test, datasets={"dtd": dtd})
+    html = render(replace(records, final_test=test))
+    assert 'id="plot-confusion-1"' not in html
+    assert 'id="plot-calibration-1"' in html
 
 
 def test_the_page_names_base_and_new_classes(tmp_path: Path) -> None:
