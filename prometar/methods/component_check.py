@@ -7,6 +7,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from prometar.clip.model import Clip
 from prometar.errors import UserError
@@ -15,7 +16,7 @@ from prometar.methods.adapters import Place, TowerName
 from prometar.methods.composition import Method, MethodConfig, build, no_image_prompts_error
 from prometar.methods.features import Features
 from prometar.methods.optimizers import Slots
-from prometar.methods.prompts import Tensors, is_token_name, tokens_by_layer
+from prometar.methods.prompts import Tensors, is_token_name, sample_normal, tokens_by_layer
 from prometar.methods.regularizers import ImageDistance, RegularizerInputs, TextDistance
 from prometar.methods.section import CustomSection
 
@@ -100,8 +101,10 @@ def check_components(config: MethodConfig, clip: Clip) -> Method:
     # `build` relies on `enters_images`, which custom prompts may lack or set wrongly.
     if method.features.reads_image_prompts and not tokens_by_layer(inputs, "vision"):
         raise no_image_prompts_error(config)
-    with convert_errors(getattr(config.modulator, "reference", "modulator")):
-        method.modulator.initialize(inputs, generator)
+    if not isinstance(config.modulator, CustomSection):
+        method.modulator.initialize(
+            inputs, generator
+        )  # fails if the gate's reduction does not fit the prompts
 
     check("regularizer", lambda caller: _call_regularizer(caller, method, clip, generator))
     check("modulator", lambda caller: _call_modulator(caller, method, inputs, generator))
@@ -124,19 +127,12 @@ def require_fitting_tower(config: MethodConfig, method: Method, clip: Clip) -> N
         )
 
 
-def _tensors_in(values: object) -> list[Tensor]:
-    """Return the tensors in nested arguments of a component."""
-    if isinstance(values, Tensor):
-        return [values]
-    if isinstance(values, Features):
-        values = vars(values)
-    if isinstance(values, Mapping):
-        values = tuple(values.values())
-    if not isinstance(values, tuple):  # named tuples, such as blocks, are tuples
-        return []
+def _tensors_in(arguments: object) -> list[Tensor]:
+    """Return the tensors in the nested arguments of a function."""
     tensors: list[Tensor] = []
-    for value in values:
-        tensors += _tensors_in(value)
+    for leaf in tree_leaves(arguments):
+        values = vars(leaf).values() if isinstance(leaf, Features) else [leaf]
+        tensors += [value for value in values if isinstance(value, Tensor)]
     return tensors
 
 
@@ -163,17 +159,20 @@ def _differentiate(results: Mapping[str, object]) -> None:
             result.sum().backward(retain_graph=True)
 
 
-def _differentiable(tensors: Tensors) -> Tensors:
-    """Return copies that require gradients.
+def _differentiable(tensor: Tensor) -> Tensor:
+    """Return a copy that requires gradients.
 
-    They are results of an operation. So a change in place does not fail, and can be reported as such.
+    It is the result of an operation. So a change in place does not fail, and can be reported as such.
     """
-    return {name: tensor.detach().clone().requires_grad_().clone() for name, tensor in tensors.items()}
+    return tensor.detach().clone().requires_grad_().clone()
+
+
+def _differentiable_each(tensors: Tensors) -> Tensors:
+    return {name: _differentiable(tensor) for name, tensor in tensors.items()}
 
 
 def _sample(shape: tuple[int, ...], like: Tensor, generator: torch.Generator) -> Tensor:
-    """Sample from N(0, 1), with the data type and device of `like`."""
-    return torch.randn(shape, generator=generator).to(like)
+    return sample_normal(shape, 1.0, like=like, generator=generator)
 
 
 def _sample_each(tensors: Tensors, generator: torch.Generator) -> Tensors:
@@ -196,7 +195,7 @@ def _call_prompts(caller: _Caller, method: Method, clip: Clip, generator: torch.
     """Return the tokens, those of text after `condition_tokens` if it is used."""
     prompts = method.prompts
     initial = caller.tensors(prompts.initialize, clip, _init_ids(method), generator)
-    tokens = caller.tensors(prompts.tokens, _differentiable(initial))
+    tokens = caller.tensors(prompts.tokens, _differentiable_each(initial))
     is_class_aware = method.traits.class_aware
     if not prompts.conditional and not is_class_aware:
         return _Outcome(tokens, _expected_tokens(tokens, clip, num_rows=None))
@@ -204,19 +203,24 @@ def _call_prompts(caller: _Caller, method: Method, clip: Clip, generator: torch.
     # Such prompts also return tensors that are not tokens, for `condition_tokens`.
     num_rows = _NUM_CLASSES if is_class_aware else _NUM_QUERY
     frozen_NE = _sample_features(num_rows, clip, generator, prompted=False)
-    text_tokens = caller.tensors(prompts.condition_tokens, _differentiable(tokens), frozen_NE)
-    text_tokens = {name: token for name, token in text_tokens.items() if not name.startswith("vision.")}
+    conditioned = caller.tensors(prompts.condition_tokens, _differentiable_each(tokens), frozen_NE)
+    text_tokens = _tokens_of(conditioned, "text")
     expected = _expected_tokens(text_tokens, clip, num_rows=num_rows)
     if is_class_aware:
         # Class-aware prompts may also have tokens that do not depend on the class.
         shared = {name: token for name, token in text_tokens.items() if token.ndim == 2}
         expected |= _expected_tokens(shared, clip, num_rows=None)
 
-    image_tokens = {
-        name: token for name, token in tokens.items() if name.startswith("vision.") and is_token_name(name)
-    }
+    image_tokens = _tokens_of(tokens, "vision")
     expected |= _expected_tokens(image_tokens, clip, num_rows=None)
     return _Outcome({**text_tokens, **image_tokens}, expected)
+
+
+def _tokens_of(tensors: Tensors, tower: TowerName) -> Tensors:
+    """Return the tensors that are tokens of a tower. The step ignores others."""
+    return {
+        f"{tower}.{layer}": layer_tokens for layer, layer_tokens in tokens_by_layer(tensors, tower).items()
+    }
 
 
 def _expected_tokens(tokens: Tensors, clip: Clip, *, num_rows: int | None) -> Tensors:
@@ -241,7 +245,7 @@ def _call_adapters(caller: _Caller, method: Method, clip: Clip, generator: torch
     """Return the changed weights of some blocks of each tower, and what is added to their outputs."""
     adapters = method.adapters
     leaves = caller.tensors(adapters.initialize, clip, generator)
-    inputs = caller.tensors(adapters.inputs, _differentiable(leaves))
+    inputs = caller.tensors(adapters.inputs, _differentiable_each(leaves))
     results: dict[str, object] = {}
     expected: Tensors = {}
     for name in _TOWERS:
@@ -258,28 +262,24 @@ def _call_adapters(caller: _Caller, method: Method, clip: Clip, generator: torch
                 results[label] = getattr(changed, field, None)
                 expected[label] = weight
 
-            normed = _differentiable(
-                {"normed": _sample((1, 2, tower.width), clip.token_embedding, generator)}
-            )
-            added = caller(adapters.parallel, place, normed["normed"], inputs)
+            normed = _differentiable(_sample((1, 2, tower.width), clip.token_embedding, generator))
+            added = caller(adapters.parallel, place, normed, inputs)
             if added is not None:
                 label = f"what is added to {name} block {index}"
                 results[label] = added
-                expected[label] = normed["normed"]
+                expected[label] = normed
     return _Outcome(results, expected)
 
 
 def _features_of_towers(clip: Clip, generator: torch.Generator) -> Features:
-    shapes = {
-        "text_CE": (_NUM_CLASSES, clip.embed_dim),
-        "image_BE": (_NUM_QUERY, clip.embed_dim),
-        "prompts_BD": (_NUM_QUERY, clip.vision.width),
-        "representation_BE": (_NUM_QUERY, clip.embed_dim),
-    }
-    sampled = {name: _sample(shape, clip.logit_scale, generator) for name, shape in shapes.items()}
-    features = _differentiable(sampled)
+    def rows(count: int, width: int) -> Tensor:
+        return _differentiable(_sample((count, width), clip.logit_scale, generator))
+
     return Features(
-        features["text_CE"], features["image_BE"], features["prompts_BD"], features["representation_BE"]
+        text_CE=rows(_NUM_CLASSES, clip.embed_dim),
+        image_BE=rows(_NUM_QUERY, clip.embed_dim),
+        prompts_BD=rows(_NUM_QUERY, clip.vision.width),
+        representation_BE=rows(_NUM_QUERY, clip.embed_dim),
     )
 
 
@@ -287,7 +287,7 @@ def _call_features(caller: _Caller, method: Method, clip: Clip, generator: torch
     """Return the text and image features that a function of features returns."""
     leaves = caller.tensors(method.features.initialize, clip, generator)
     given = _features_of_towers(clip, generator)
-    features = caller(method.features, _differentiable(leaves), given)
+    features = caller(method.features, _differentiable_each(leaves), given)
     results = {"text_CE": features.text_CE, "image_BE": features.image_BE}
     return _Outcome(results, {"text_CE": given.text_CE, "image_BE": given.image_BE})
 
@@ -295,7 +295,7 @@ def _call_features(caller: _Caller, method: Method, clip: Clip, generator: torch
 def _call_logits(caller: _Caller, method: Method, clip: Clip, generator: torch.Generator) -> _Outcome:
     """Return the loss, and the logits of base and of new classes."""
     logits = method.logits
-    leaves = _differentiable(caller.tensors(logits.initialize, clip, _NUM_CLASSES, generator))
+    leaves = _differentiable_each(caller.tensors(logits.initialize, clip, _NUM_CLASSES, generator))
     features = _features_of_towers(clip, generator)
     scale = clip.logit_scale
     labels_B = torch.zeros(_NUM_QUERY, dtype=torch.long, device=scale.device)
@@ -336,9 +336,9 @@ def _call_regularizer(caller: _Caller, method: Method, clip: Clip, generator: to
 def _call_modulator(caller: _Caller, method: Method, inputs: Tensors, generator: torch.Generator) -> _Outcome:
     """Return the modulated gradients for random gradients of the inputs."""
     gate = caller.tensors(method.modulator.initialize, inputs, generator)
-    g_task = _differentiable(_sample_each(inputs, generator))
-    g_reg = _differentiable(_sample_each(inputs, generator))
-    return _Outcome(caller.tensors(method.modulator, _differentiable(gate), g_task, g_reg), inputs)
+    g_task = _differentiable_each(_sample_each(inputs, generator))
+    g_reg = _differentiable_each(_sample_each(inputs, generator))
+    return _Outcome(caller.tensors(method.modulator, _differentiable_each(gate), g_task, g_reg), inputs)
 
 
 def _call_inner(caller: _Caller, method: Method, leaves: Tensors, generator: torch.Generator) -> _Outcome:
@@ -348,8 +348,8 @@ def _call_inner(caller: _Caller, method: Method, leaves: Tensors, generator: tor
         return _Outcome({}, {})
     for attribute in ("lr", "outer_weight", "second_order"):
         getattr(inner, attribute)
-    gradient = _differentiable(_sample_each(leaves, generator))
-    return _Outcome(caller.tensors(inner, _differentiable(leaves), gradient), leaves)
+    gradient = _differentiable_each(_sample_each(leaves, generator))
+    return _Outcome(caller.tensors(inner, _differentiable_each(leaves), gradient), leaves)
 
 
 def _draw_mix(caller: _Caller, method: Method) -> _Outcome:

@@ -203,7 +203,9 @@ OTHER_IN_PLACE = {
         "inner.kind",
         """
         class Part:
-            lr, outer_weight, second_order = 0.1, 0.1, True
+            lr = 0.1
+            outer_weight = 0.1
+            second_order = True
 
             def component(self):
                 return self
@@ -317,6 +319,18 @@ def test_prompts_that_depend_on_images_or_classes_may_have_other_tensors_than_to
     mine: Path, clip: Clip, base: str, kind: str
 ) -> None:
     result = "super().condition_tokens(tokens, frozen_NE)"
+    mine.write_text(DEPENDENT_PROMPTS.format(base=base, kind=kind, result=result))
+    check_components(configure("prometar", {"prompts.kind": "mine:Part"}), clip)
+
+
+@pytest.mark.parametrize(
+    ("base", "kind"), [("ConditionalPrompts", "conditional"), ("ClassAwarePrompts", "class_aware")]
+)
+def test_condition_tokens_may_also_return_the_tensors_that_it_receives(
+    mine: Path, clip: Clip, base: str, kind: str
+) -> None:
+    """The step uses only the text tokens of the result."""
+    result = "{**tokens, **super().condition_tokens(tokens, frozen_NE)}"
     mine.write_text(DEPENDENT_PROMPTS.format(base=base, kind=kind, result=result))
     check_components(configure("prometar", {"prompts.kind": "mine:Part"}), clip)
 
