@@ -224,10 +224,7 @@ class TrialRecord:
 def rank_completed(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
     """Return the completed trials, highest objective first. Ties are ordered by trial number."""
     completed = [trial for trial in trials if trial.objective_if_completed is not None]
-    completed.sort(key=lambda trial: trial.number)
-    # The second sort is stable, so ties stay in order of number. `or` is needed only by type checkers.
-    completed.sort(key=lambda trial: trial.objective_if_completed or 0.0, reverse=True)
-    return completed
+    return sorted(completed, key=lambda trial: (-(trial.objective_if_completed or 0.0), trial.number))
 
 
 @dataclass(frozen=True, config=_STRICT)
