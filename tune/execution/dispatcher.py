@@ -180,6 +180,7 @@ class Dispatcher:
     def failed(self, trial_id: str, error: BaseException) -> None:
         """Retry the job of a Tune trial whose worker raised an error or died, or finish the job as failed."""
         submission = self._running.pop(trial_id)
+        self._machines.refresh()  # the machine may have died
         if self.must_stop:
             return
         with self._end_on_error():
@@ -246,7 +247,6 @@ class Dispatcher:
         """
         if isinstance(error, MemoryError):
             return self._enlarge(submission)
-        self._machines.refresh()
         machine = submission.machine
         if machine and not self._machines.is_alive(machine):
             return True  # the machine has left, e.g. a spot instance

@@ -42,6 +42,8 @@ class Cluster:
         num_jobs: Number of jobs.
         machines: Names of the machines at the start.
         stops_jobs: True if the observer stops each job at its first report.
+        clock_stands: True if no time passes, so that machines are only listed again when this is requested.
+            Otherwise a second passes at each look at the clock, so machines are listed at each use.
     """
 
     def __init__(
@@ -53,12 +55,13 @@ class Cluster:
         resources: JobResources = GPU,
         independent_inputs: bool = False,
         stops_jobs: bool = False,
+        clock_stands: bool = False,
     ) -> None:
         self.listed = [machine(name) for name in machines]
         self.told: list[str] = []
         self.shutdown = Shutdown(Console(file=io.StringIO()))
         self.observer = Mock(reported=lambda *_: not stops_jobs)
-        seconds = itertools.count()  # a second passes at each call, so the machines are listed at each use
+        seconds = itertools.count(step=0 if clock_stands else 1)
         self.machines = Machines(
             resources,
             self.told.append,
@@ -233,6 +236,22 @@ def test_the_experiment_stops_if_the_last_machine_that_is_not_avoided_leaves(tmp
     assert not cluster.dispatcher.must_stop
 
     cluster.listed = [machine("a")]
+    assert cluster.dispatcher.must_stop
+    assert str(cluster.dispatcher.error) == "no machine can run the jobs: /data is not a folder (on a)"
+
+
+def test_if_a_worker_cannot_start_because_the_last_machine_died_the_reasons_of_others_are_given(
+    tmp_path: Path,
+) -> None:
+    cluster = Cluster(tmp_path, 2, machines=("a", "b"), clock_stands=True)
+    cluster.begin("0", on="a")
+    assert cluster.dispatcher.next_request("1") is not None, "trial 1 waits for machine b"
+    cluster.dispatcher.failed("0", NO_DATA)
+    cluster.listed = [machine("a")]  # machine b dies
+    assert not cluster.dispatcher.must_stop, "its death is not noticed yet"
+
+    cluster.dispatcher.failed("1", DIED)
+
     assert cluster.dispatcher.must_stop
     assert str(cluster.dispatcher.error) == "no machine can run the jobs: /data is not a folder (on a)"
 
