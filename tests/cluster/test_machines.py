@@ -51,13 +51,14 @@ def test_trials_leave_a_machine_without_data_and_the_study_stops_if_no_other_is_
         cluster.kill(node_with_data)
         with start(tmp_path, cluster, trials=8) as driver:
             assert driver.wait() == 1
-            (line,) = driver.errors().strip().splitlines()
+            errors = driver.errors()
+            assert errors.count("\n") == 1, errors
         # Either the trial's own failure or the lack of other machines is noticed first. Ray may give trial 5
         # to the killed node before it notices that the node is dead. Then trial 6 fails first.
         reasons = ("Stopped: trial 5: ", "Stopped: trial 6: ", "Stopped: no machine can run the jobs: ")
-        assert line.startswith(reasons)
-        assert "The data root /not-mounted is not a folder." in line
-        assert f"(on {host}). Rerun the same command to resume." in line
+        assert errors.startswith(reasons)
+        assert "The data root /not-mounted is not a folder." in errors
+        assert f"(on {host}). Rerun the same command to resume." in errors
         assert states(tmp_path) == ["COMPLETE"] * 5
 
         # A machine with data joins, and the study resumes.

@@ -21,6 +21,9 @@ _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # Otherwise, a Ray call after `ray.shutdown`, e.g. to close a stream, starts a new local cluster.
     "RAY_ENABLE_AUTO_CONNECT": "0",
+    # The dispatcher says why a study stops. Ray would also print the tracebacks of other attempts that failed
+    # at the same time.
+    "RAY_IGNORE_UNHANDLED_ERRORS": "1",
     "RAY_AIR_NEW_OUTPUT": "0",  # so that Tune uses the progress reporter of `RunConfig`
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # worker.py, not Ray, hides GPUs
 }
