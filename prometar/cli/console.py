@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
+from prometar.config.sections import SECTIONS, settings_of
 from prometar.errors import PrometarError, first_line, is_accelerator_error, one_line
 from prometar.io.strict_model import describe_problem
 
@@ -189,6 +190,9 @@ def _print_usage_error(error: Any) -> int:
         return 2
     if "extra argument" in message:
         message += f". {_advice_on_arguments(error)}"
+    advice = _advice_on_option(error)
+    if advice:
+        message = f"{message.rstrip('.')}. {advice}"
     return _fail(message, getattr(error, "exit_code", 2))
 
 
@@ -205,12 +209,33 @@ def _describe_usage_error(error: Any) -> str:
 
 def _advice_on_arguments(error: Exception) -> str:
     """Return how to fix an argument that a command does not accept."""
-    context = getattr(error, "ctx", None)
-    command = getattr(context, "command", None)
-    has_dataset_option = any("--dataset" in option.opts for option in getattr(command, "params", ()))
-    if has_dataset_option:
+    if "--dataset" in _options_of(error):
         return "Options need their names, such as --dataset NAME. Quote values that contain spaces."
     return "Quote values that contain spaces."
+
+
+def _advice_on_option(error: Exception) -> str:
+    """Return how to change a setting that was given as an unknown option, such as `--lr 0.1`.
+
+    Return "" if the option is known, if no setting has its name, or if the command has no option `--set`.
+    """
+    option = getattr(error, "option_name", "")
+    known_options = _options_of(error)
+    if "--set" not in known_options or option in known_options:
+        return ""
+    name = option.removeprefix("--").replace("-", "_")
+    fixes = [f"--set {section}.{name}=VALUE" for section in SECTIONS if name in settings_of(section)]
+    return f"Use {' or '.join(fixes)}." if fixes else ""
+
+
+def _options_of(error: Exception) -> set[str]:
+    """Return the options of the command that raised a usage error, such as {"--set", "--out"}."""
+    context = getattr(error, "ctx", None)
+    command = getattr(context, "command", None)
+    options: set[str] = set()
+    for param in getattr(command, "params", ()):
+        options.update(param.opts)
+    return options
 
 
 def _fail(message: str, status: int) -> int:
@@ -226,7 +251,7 @@ def format_count(number: float, noun: str) -> str:
         >>> format_count(0.5, "hour"), format_count(1200.0, "trial")
         ('0.5 hour', '1,200 trials')
     """
-    # Unlike "f", the format "g" drops a fraction of 0. With 12 digits, it uses no exponent.
+    # Unlike "f", the format "g" drops a fraction of 0. With 12 digits, "g" uses no exponent.
     rounded = f"{round(number, 2):,.12g}"
     is_singular = 0 < number <= 1
     return f"{rounded} {noun}" if is_singular else f"{rounded} {noun}s"

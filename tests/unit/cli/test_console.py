@@ -238,6 +238,25 @@ def test_a_mistake_in_the_command_train_says_what_to_do(
     assert message.format(tmp_path) in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["train", "--epochs", "1"], "No such option: --epochs. Use --set train.epochs=VALUE.\n"),
+        (["train", "--batch-size=8"], "--batch-size. Use --set train.batch_size=VALUE.\n"),
+        (["train", "--lr", "1"], "Use --set inner.lr=VALUE or --set optim.lr=VALUE.\n"),
+        (["train", "--nonsense", "1"], "No such option: --nonsense\n"),
+        (["search", "--epochs"], "Option '--epochs' requires an argument.\n"),
+        (["export", "--epochs", "1"], "No such option: --epochs\n"),
+    ],
+    ids=["setting", "two words", "two settings", "no setting", "known option", "command without --set"],
+)
+def test_an_unknown_option_with_the_name_of_a_setting_says_how_to_change_the_setting(
+    args: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(args) == 2
+    assert capsys.readouterr().err.endswith(message)
+
+
 def test_an_unknown_objective_is_refused_without_importing_torch() -> None:
     """The import takes seconds."""
     code = """
