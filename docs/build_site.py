@@ -51,13 +51,15 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def sources() -> list[str]:
     """Return README.md, what it links to, and the remaining files of docs/ and examples/."""
-    todo = [ROOT / "README.md"]
     found: list[str] = []
-    others = [*sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("examples/*.*"))]
-    while todo or others:
-        path = todo.pop(0) if todo else others.pop(0)
-        name = path.relative_to(ROOT).as_posix()
-        if name not in found:
+    starts = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("examples/*.*"))]
+    for start in starts:
+        todo = [start]
+        while todo:
+            path = todo.pop(0)
+            name = path.relative_to(ROOT).as_posix()
+            if name in found:
+                continue
             found.append(name)
             if path.suffix == ".md":
                 todo += _linked(path)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from html import escape
 from importlib.resources import files
 from pathlib import Path
+from typing import NamedTuple
 
 from prometar.config.recipes import METHODS
 from prometar.config.settings import Config, ConfigData, configure
@@ -33,30 +34,30 @@ NONE = "-"
 # Table of compositions
 
 
-def prompts_text(s: ConfigData) -> str:
+def prompts_text(settings: ConfigData) -> str:
     """Describe the prompts, given all settings by dotted key."""
-    kind = s["prompts.kind"]
+    kind = settings["prompts.kind"]
     if kind == "none":
         texts = {
             "template": "the dataset's own template",
-            "init": f"`{s['prompts.init']} {{}}.`",
+            "init": f"`{settings['prompts.init']} {{}}.`",
             "ensemble": "60 templates",
         }
-        return f"{NONE} ({texts[s['prompts.frozen_text']]})"
+        return f"{NONE} ({texts[settings['prompts.frozen_text']]})"
     if kind == "shared":
-        layers = _layers(s["prompts.layers"])
-        return f"{s['prompts.length']} tokens per tower from one shared space, {layers}"
-    length = s["prompts.text_length"]
+        layers = _layers(settings["prompts.layers"])
+        return f"{settings['prompts.length']} tokens per tower from one shared space, {layers}"
+    length = settings["prompts.text_length"]
     if kind == "conditional":
         return f"text {length} x 1, shifted by a network whose input is the image"
     if kind == "class_aware":
-        return f"text {length} x 1, and class-aware text prompts in layer {s['prompts.layer']}"
-    depth = s["prompts.text_depth"]
+        return f"text {length} x 1, and class-aware text prompts in layer {settings['prompts.layer']}"
+    depth = settings["prompts.text_depth"]
     text = f"text {length} x {depth}"
     if kind == "coupled":
         return f"{text}, vision {length} x {depth} coupled to text"
-    vision_depth = s["prompts.vision_depth"]
-    vision = f"vision {s['prompts.vision_length']} x {vision_depth}"
+    vision_depth = settings["prompts.vision_depth"]
+    vision = f"vision {settings['prompts.vision_length']} x {vision_depth}"
     if vision_depth == 0:
         return text
     if depth == 0:
@@ -64,60 +65,69 @@ def prompts_text(s: ConfigData) -> str:
     return f"{text}, {vision}"
 
 
-def adapters_text(s: ConfigData) -> str:
-    if s["adapters.kind"] == "none":
+def adapters_text(settings: ConfigData) -> str:
+    if settings["adapters.kind"] == "none":
         return NONE
-    return f"{s['adapters.kind']}, {_layers(s['adapters.layers'])}, dim {s['adapters.dim']}"
+    layers = _layers(settings["adapters.layers"])
+    return f"{settings['adapters.kind']}, {layers}, dim {settings['adapters.dim']}"
 
 
-def features_text(s: ConfigData) -> str:
-    if s["features.kind"] == "bottleneck":
-        return f"bottleneck, shares {s['features.text_share']:g} and {s['features.image_share']:g}"
-    return NONE if s["features.kind"] == "none" else s["features.kind"]
-
-
-def logits_text(s: ConfigData) -> str:
-    kind = s["logits.kind"].replace("_", " ")
-    return f"{kind} ({s['logits.weight']:g})" if "logits.weight" in s else kind
-
-
-def regularizer_text(s: ConfigData) -> str:
-    if s["regularizer.kind"] == "none":
+def features_text(settings: ConfigData) -> str:
+    kind = settings["features.kind"]
+    if kind == "none":
         return NONE
-    distance = s["regularizer.kind"].replace("l1", "L1").replace("l2", "L2")
+    if kind == "bottleneck":
+        text_share = settings["features.text_share"]
+        image_share = settings["features.image_share"]
+        return f"bottleneck, shares {text_share:g} and {image_share:g}"
+    return kind
+
+
+def logits_text(settings: ConfigData) -> str:
+    kind = settings["logits.kind"].replace("_", " ")
+    if "logits.weight" not in settings:
+        return kind
+    return f"{kind} ({settings['logits.weight']:g})"
+
+
+def regularizer_text(settings: ConfigData) -> str:
+    if settings["regularizer.kind"] == "none":
+        return NONE
+    distance = settings["regularizer.kind"].replace("l1", "L1").replace("l2", "L2")
     terms = []
     for name in ("text", "image"):
-        weight = s[f"regularizer.{name}_weight"]
+        weight = settings[f"regularizer.{name}_weight"]
         if weight:
             terms.append(f"{name} {distance} ({weight:g})")
-    if s["regularizer.logits_weight"]:
-        terms.append(f"logits ({s['regularizer.logits_weight']:g})")
+    if settings["regularizer.logits_weight"]:
+        terms.append(f"logits ({settings['regularizer.logits_weight']:g})")
     text = " + ".join(terms)
-    if s["regularizer.draw"]:
+    if settings["regularizer.draw"]:
         text += ", texts drawn"
-    if s["augment.views"] == 2:
+    if settings["augment.views"] == 2:
         text += ", two views"
     return text
 
 
-def modulator_text(s: ConfigData) -> str:
+def modulator_text(settings: ConfigData) -> str:
     # A modulator without a regularizer does nothing.
-    return NONE if s["regularizer.kind"] == "none" else s["modulator.kind"]
+    return NONE if settings["regularizer.kind"] == "none" else settings["modulator.kind"]
 
 
-def inner_text(s: ConfigData) -> str:
-    return NONE if s["inner.kind"] == "none" else f"SGD, {s['inner.order']} order"
+def inner_text(settings: ConfigData) -> str:
+    return NONE if settings["inner.kind"] == "none" else f"SGD, {settings['inner.order']} order"
 
 
-def augmentation_text(s: ConfigData) -> str:
-    return NONE if s["task.augmentation"] == "none" else s["task.augmentation"].replace("_", " ")
+def augmentation_text(settings: ConfigData) -> str:
+    augmentation = settings["task.augmentation"]
+    return NONE if augmentation == "none" else augmentation.replace("_", " ")
 
 
-def optimizer_text(s: ConfigData) -> str:
-    name = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW"}[s["optim.kind"]]
+def optimizer_text(settings: ConfigData) -> str:
+    name = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW"}[settings["optim.kind"]]
     factors = []
     for section in ("prompts", "adapters", "features", "logits"):
-        factor = s[f"optim.{section}_lr_factor"]
+        factor = settings[f"optim.{section}_lr_factor"]
         if factor != 1:
             factors.append(f"{section} lr x {factor:g}")
     return ", ".join([name, *factors])
@@ -136,7 +146,7 @@ COLUMNS: dict[str, Callable[[ConfigData], str]] = {
     "modulator": modulator_text,
     "inner loop": inner_text,
     "task augmentation": augmentation_text,
-    "averager": lambda s: s["averager.kind"],
+    "averager": lambda settings: settings["averager.kind"],
     "optimizer": optimizer_text,
 }
 """Descriptions of components by column, as functions of all settings."""
@@ -174,15 +184,17 @@ _TRIVIAL = {"none", "add", "last"}
 
 def parts_of(config: Config) -> list[object]:
     """Return the classes and functions of a method's components, without interfaces and trivial kinds."""
-    parts: dict[object, None] = {}
+    parts: dict[object, None] = {}  # a set that keeps the order
     for name in KINDS:
         section = getattr(config, name)
-        if section.selected_kind in _TRIVIAL or (name, section.selected_kind) == ("logits", "cosine"):
+        kind = section.selected_kind
+        is_trivial = kind in _TRIVIAL or (name == "logits" and kind == "cosine")
+        if is_trivial:
             continue
-        for each in type(section).__mro__:
-            is_part = each.__module__.startswith("prometar.methods.") and each not in _INTERFACES
-            if is_part and each.__name__ != "ComponentSection":
-                parts[each] = None
+        for base in type(section).__mro__:
+            is_part = base.__module__.startswith("prometar.methods.") and base not in _INTERFACES
+            if is_part and base.__name__ != "ComponentSection":
+                parts[base] = None
     for term, _ in build(config).regularizer.terms:
         parts[type(term)] = None
         if isinstance(term, TextDistance | ImageDistance):
@@ -220,11 +232,19 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-# Picture
+# Picture. Positions and sizes are in pixels, and y is measured downwards.
 
 _ROW_HEIGHT = 24
 _FIRST_ROW = 76
 _MARGIN = 12
+_BASELINE = 16
+"""Distance from the top of a row to the baseline of its text."""
+_DARK = "#111827"
+_MEDIUM = "#374151"
+_GRAY = "#6b7280"
+_LIGHT = "#9ca3af"
+_STRIPE = "#f9fafb"
+"""Background of every second row."""
 _GROUPS = {
     "learned": ("#dbeafe", ("prompts", "adapters", "features", "logits")),
     "gradient": ("#dcfce7", ("regularizer", "modulator")),
@@ -250,34 +270,75 @@ _PLAIN = {"cosine", "add", "last", "sgd"}
 
 
 def labels_of(config: Config) -> dict[str, str]:
-    """Return the label of each component of a method, by column. "" for those that do nothing."""
-    s = config.flat()
-    terms = ("text", "image", "logits") if s["regularizer.kind"] != "none" else ()
-    used = [term for term in terms if s[f"regularizer.{term}_weight"]]
-    towers = [tower for tower in ("text", "vision") if s.get(f"prompts.{tower}_depth")]
-    prompts = " + ".join(towers) if s["prompts.kind"] == "independent" else s["prompts.kind"]
+    """Return the label of each component of a method, by column. "" for components that do nothing."""
+    settings = config.flat()
+    terms = _regularizer_terms(settings)
     labels = {
-        "prompts": prompts,
-        "adapters": s["adapters.kind"],
-        "features": s["features.kind"],
-        "logits": s["logits.kind"],
-        "regularizer": f"{s['regularizer.kind']}: {', '.join(used)}" if used else "none",
-        "modulator": s["modulator.kind"] if used else "none",
-        "inner loop": inner_text(s).removeprefix("SGD, "),
-        "task augmentation": s["task.augmentation"],
-        "averager": s["averager.kind"],
-        "optimizer": s["optim.kind"],
+        "prompts": _prompts_label(settings),
+        "adapters": settings["adapters.kind"],
+        "features": settings["features.kind"],
+        "logits": settings["logits.kind"],
+        "regularizer": _regularizer_label(settings["regularizer.kind"], terms),
+        "modulator": settings["modulator.kind"] if terms else "none",
+        "inner loop": "none" if settings["inner.kind"] == "none" else f"{settings['inner.order']} order",
+        "task augmentation": settings["task.augmentation"],
+        "averager": settings["averager.kind"],
+        "optimizer": settings["optim.kind"],
     }
-    if used == ["logits"]:
-        labels["regularizer"] = "logits"
-    for name, label in labels.items():
-        labels[name] = "" if label in ("none", NONE) else label.replace("_", " ")
-    return labels
+    return {column: "" if label == "none" else label.replace("_", " ") for column, label in labels.items()}
+
+
+def _prompts_label(settings: ConfigData) -> str:
+    """Return the kind of prompts. For independent prompts, return the towers that have some."""
+    if settings["prompts.kind"] != "independent":
+        return settings["prompts.kind"]
+    towers = [tower for tower in ("text", "vision") if settings[f"prompts.{tower}_depth"] > 0]
+    return " + ".join(towers)
+
+
+def _regularizer_terms(settings: ConfigData) -> list[str]:
+    """Return the names of the regularizer's terms whose weights are not 0."""
+    if settings["regularizer.kind"] == "none":
+        return []
+    return [term for term in ("text", "image", "logits") if settings[f"regularizer.{term}_weight"] > 0]
+
+
+def _regularizer_label(distance: str, terms: list[str]) -> str:
+    """Return the label of a regularizer, such as "l1: text, image". The term "logits" uses no distance."""
+    if not terms:
+        return "none"
+    if terms == ["logits"]:
+        return "logits"
+    return f"{distance}: {', '.join(terms)}"
+
+
+class _Column(NamedTuple):
+    """Place and color of a column."""
+
+    left: int
+    width: int
+    color: str
+
+    @property
+    def middle(self) -> float:
+        return self.left + self.width / 2
+
+
+def _columns() -> dict[str, _Column]:
+    """Return the columns by name, from left to right."""
+    columns: dict[str, _Column] = {}
+    left = _MARGIN + _NAME_WIDTH
+    for color, names in _GROUPS.values():
+        for name in names:
+            columns[name] = _Column(left, _WIDTHS[name], color)
+            left += _WIDTHS[name]
+    return columns
 
 
 def picture() -> str:
     """Return the picture of all compositions as SVG: a row per trained method, a column per component."""
     methods = [method for method in METHODS if not build(configure(method)).is_untrained]
+    columns = _columns()
     width = _MARGIN * 2 + _NAME_WIDTH + sum(_WIDTHS.values())
     height = _FIRST_ROW + _ROW_HEIGHT * len(methods) + _MARGIN
     lines = [
@@ -285,42 +346,53 @@ def picture() -> str:
         f'height="{height}" font-family="Helvetica, Arial, sans-serif" font-size="13" role="img">',
         "<title>Components of each method</title>",
         f'<rect width="{width}" height="{height}" fill="#ffffff"/>',
+        *_head(columns),
     ]
-    x_of: dict[str, int] = {}
-    color_of: dict[str, str] = {}
-    x = _MARGIN + _NAME_WIDTH
-    for group, (color, columns) in _GROUPS.items():
-        group_width = sum(_WIDTHS[column] for column in columns)
-        lines.append(_box(x, 10, group_width, 24, color, group, bold=True))
-        for column in columns:
-            lines.append(_text(x + _WIDTHS[column] / 2, 58, column, "#374151", "middle"))
-            x_of[column] = x
-            color_of[column] = color
-            x += _WIDTHS[column]
     for number, method in enumerate(methods):
-        y = _FIRST_ROW + number * _ROW_HEIGHT
+        top = _FIRST_ROW + number * _ROW_HEIGHT
         if number % 2 == 0:
-            lines.append(f'<rect x="0" y="{y}" width="{width}" height="{_ROW_HEIGHT}" fill="#f9fafb"/>')
-        lines.append(_text(_MARGIN, y + 16, method, "#111827", "start", bold=True))
-        for column, label in labels_of(configure(method)).items():
-            if label in _PLAIN:
-                middle = x_of[column] + _WIDTHS[column] / 2
-                lines.append(_text(middle, y + 16, label, "#6b7280", "middle"))
-            elif label:
-                lines.append(_box(x_of[column], y + 2, _WIDTHS[column], 20, color_of[column], label))
-            else:
-                lines.append(_text(x_of[column] + _WIDTHS[column] / 2, y + 16, "·", "#9ca3af", "middle"))
+            lines.append(f'<rect x="0" y="{top}" width="{width}" height="{_ROW_HEIGHT}" fill="{_STRIPE}"/>')
+        lines += _row(method, columns, top)
     return "\n".join([*lines, "</svg>\n"])
+
+
+def _head(columns: dict[str, _Column]) -> list[str]:
+    """Return the names of groups and columns, in SVG."""
+    lines: list[str] = []
+    for group, (color, names) in _GROUPS.items():
+        left = columns[names[0]].left
+        group_width = sum(columns[name].width for name in names)
+        lines.append(_box(left, 10, group_width, 24, color, group, bold=True))
+        for name in names:
+            lines.append(_text(columns[name].middle, 58, name, _MEDIUM, "middle"))
+    return lines
+
+
+def _row(method: str, columns: dict[str, _Column], top: float) -> list[str]:
+    """Return the row of a method, in SVG: its name, and per column a box, plain text or a dot."""
+    baseline = top + _BASELINE
+    lines = [_text(_MARGIN, baseline, method, _DARK, "start", bold=True)]
+    for name, label in labels_of(configure(method)).items():
+        column = columns[name]
+        if not label:
+            lines.append(_text(column.middle, baseline, "·", _LIGHT, "middle"))
+        elif label in _PLAIN:
+            lines.append(_text(column.middle, baseline, label, _GRAY, "middle"))
+        else:
+            lines.append(_box(column.left, top + 2, column.width, 20, column.color, label))
+    return lines
 
 
 def _box(
     x: float, y: float, width: float, height: float, color: str, label: str, *, bold: bool = False
 ) -> str:
+    """Return a rounded box with a centered label, in SVG. x and y are those of the upper left corner."""
     rect = f'<rect x="{x + 2:g}" y="{y:g}" width="{width - 4:g}" height="{height:g}" rx="4" fill="{color}"/>'
-    return rect + _text(x + width / 2, y + height / 2 + 4, label, "#111827", "middle", bold=bold)
+    return rect + _text(x + width / 2, y + height / 2 + 4, label, _DARK, "middle", bold=bold)
 
 
 def _text(x: float, y: float, label: str, color: str, anchor: str, *, bold: bool = False) -> str:
+    """Return text in SVG. `anchor` says which point of the text is at x: "start" or "middle"."""
     weight = ' font-weight="bold"' if bold else ""
     return f'<text x="{x:g}" y="{y:g}" fill="{color}" text-anchor="{anchor}"{weight}>{escape(label)}</text>'
 
