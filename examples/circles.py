@@ -68,6 +68,7 @@ class Circles:
 
 def items(numbers: range) -> tuple[Item, ...]:
     """Return one item per color and number. The class of an item is its color."""
-    return tuple(
-        Item(f"{color}/{number}", label, color) for label, color in enumerate(COLORS) for number in numbers
-    )
+    drawings: list[Item] = []
+    for label, color in enumerate(COLORS):
+        drawings += [Item(f"{color}/{number}", label, color) for number in numbers]
+    return tuple(drawings)

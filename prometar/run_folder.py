@@ -84,9 +84,10 @@ def train_run(
         session = Session(run, folder, before_step=before_step)
         write_atomically(folder / "config.yaml", config_text)
         with closing(session):
-            # An existing result is kept, because it has the environment of the training, and perhaps tests on
+            # A complete result is kept, because it has the environment of the training, and perhaps tests on
             # other datasets.
-            if not (session.finished and _has_result(folder, session)):
+            is_complete = session.finished and _has_result(folder, session)
+            if not is_complete:
                 while not session.finished:
                     on_epoch(session.run_epoch())
                 write_result(folder, session)
@@ -383,11 +384,13 @@ def load_run_classifier(
     config, checkpoint, result = _load_finished(folder, trust_code)
     if checkpoint.run_digest != result.run_digest:
         raise UserError(f"{folder}: checkpoint and result belong to different runs. Train the run again.")
+
     shared = shared or RunCache()
     backbone = shared.backbone(config.backbone, folded=not build(config).changes_blocks)
     if result.weights_digest != backbone.digest:
         pretrained = config.backbone.pretrained or config.backbone.name
         raise UserError(f"The weights of {pretrained} have changed since {folder} was trained. Restore them.")
+
     leaves = checkpoint.state.to(backbone.clip.device).evaluation_leaves
     method = checked_method(
         folder / "checkpoint.safetensors",
@@ -424,6 +427,7 @@ def export_run(folder: Path, to: Path, *, trust_code: bool = False) -> Path:
     require_new_prompt_file(to)
     classifier = load_run_classifier(folder, trust_code=trust_code)
     backbone = classifier.config.backbone
+
     # A card contains no paths of this machine.
     overrides: dict[str, object] = {"data.root": None}
     uses_weights_file = False
@@ -433,6 +437,7 @@ def export_run(folder: Path, to: Path, *, trust_code: bool = False) -> Path:
     texts = texts_path(classifier.config)
     if texts is not None:  # predictions do not need the file, so its name is enough
         overrides["regularizer.texts"] = Path(texts).name
+
     # The digest is that of the original weights, which `Tower.folded` may have changed in the classifier.
     original = load_clip(backbone.name, backbone.pretrained)
     fields_of_result = read_result(folder).model_dump(include=set(Card.model_fields))

@@ -105,13 +105,14 @@ def train(
     if config is not None:
         _require_config_file(config)
         start = load_config(config).require_trusted(str(config), trusted=trust_code)
+
     given = parse_assignments(settings or [])
     _add_option(given, "method", "--method", method)
     _add_option(given, "data.name", "--dataset", dataset)
     _add_option(given, "data.root", "--data-root", data_root)
     chosen, entries = _configure_run(start, given, objective)
 
-    # Importing torch is slow, so the options are validated first.
+    # The imports load torch, which is slow, so the options are validated first.
     from prometar.analysis.alignment import AlignmentRecorder
     from prometar.methods.composition import build
     from prometar.run_folder import train_run
@@ -119,11 +120,11 @@ def train(
 
     if alignment_every is not None and build(chosen).is_untrained:
         raise UserError(f"--alignment-every requires learnable prompts. {chosen.method} has none.")
-    default_name = f"{Path(chosen.method).name}-{file_name(chosen.data.name)}-seed{chosen.train.seed}"
-    folder = Path("out/train") / default_name if out is None else resolve_path(out)
+    folder = _default_folder(chosen) if out is None else resolve_path(out)
     before_step = None if alignment_every is None else AlignmentRecorder(folder, alignment_every)
     if entries:
         print(one_line(describe_entries(entries)))
+
     last_epoch = train_run(
         chosen,
         folder,
@@ -132,6 +133,7 @@ def train(
         before_step=before_step,
         predictions=predictions,
     )
+
     title = f"{chosen.method} on {chosen.data.name}, seed {chosen.train.seed}"
     _print_accuracies(title, last_epoch, objective)
     if objective != ALL_CLASSES:
@@ -200,6 +202,7 @@ def methods(
             built_in = recipe(name)
             print(one_line(f"{name:{width}}  {built_in.title}: {built_in.about}"))
         return
+
     chosen = valid_recipe(method)
     for label in ("title", "about", "paper", "source", "unverified"):
         text = getattr(chosen, label)
@@ -237,8 +240,8 @@ def alignment(
     from prometar.analysis.alignment import ALIGNMENT_FILE, read_alignment, render_page, summary
 
     records = {str(run): read_alignment(run / ALIGNMENT_FILE) for run in runs}
-    for name, measured in records.items():
-        print(f"{name}: {summary(measured)}")
+    for name, record in records.items():
+        print(f"{name}: {summary(record)}")
     if to is not None:
         write_atomically(resolve_path(to), render_page(records).encode())
         print(f"Plot written to {to}")
@@ -272,7 +275,8 @@ def compare(
     from prometar.comparison.finished_runs import compare_runs
     from prometar.comparison.render import as_csv, print_comparison
 
-    differences, notes = compare_runs(runs, reference=reference, metrics=metric or [])
+    metrics = [] if metric is None else metric
+    differences, notes = compare_runs(runs, reference=reference, metrics=metrics)
     console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
     print_comparison(differences, notes, console)
     if csv is not None:
@@ -280,7 +284,7 @@ def compare(
         print(f"Table written to {csv}")
 
 
-# The package tune registers report, reproduce and search as entry points.
+# The package tune registers its commands, such as search, as entry points.
 for _command in sorted(entry_points(group="prometar.commands"), key=lambda entry: entry.name):
     app.command(name=_command.name, cls=Command)(_command.load())
 
@@ -296,6 +300,12 @@ def _require_config_file(path: Path) -> None:
             fix = f"Pass --config {file}."
             break
     raise UserError(f"--config {path} is a folder. {fix}")
+
+
+def _default_folder(config: Config) -> Path:
+    """Return the folder of a run without `--out`."""
+    name = f"{Path(config.method).name}-{file_name(config.data.name)}-seed{config.train.seed}"
+    return Path("out/train") / name
 
 
 def _add_option(given: ConfigData, key: str, option: str, value: str | None) -> None:
@@ -454,11 +464,11 @@ def _print_metrics(
     metrics: "Mapping[str, ClassificationMetrics]", joint_accuracies: Mapping[str, float]
 ) -> None:
     """Print the metrics of each evaluation set, and the accuracies among base and new classes together."""
-    for name, of_set in metrics.items():
+    for name, set_metrics in metrics.items():
         title = _SET_TITLES.get(name, name)
-        calibration = f"calibration error {of_set.calibration_error:.1f} points"
-        lowest = _lowest_accuracies(of_set)
-        print(one_line(f"{title}: macro F1 {of_set.macro_f1:.2f} %, {calibration}, lowest: {lowest}"))
+        calibration = f"calibration error {set_metrics.calibration_error:.1f} points"
+        lowest = _lowest_accuracies(set_metrics)
+        print(one_line(f"{title}: macro F1 {set_metrics.macro_f1:.2f} %, {calibration}, lowest: {lowest}"))
     if joint_accuracies:
         texts = [f"{name} {accuracy:.2f} %" for name, accuracy in joint_accuracies.items()]
         harmonic = harmonic_mean(joint_accuracies)
@@ -467,13 +477,9 @@ def _print_metrics(
 
 def _lowest_accuracies(metrics: "ClassificationMetrics") -> str:
     """Return the classes with images and the lowest accuracies, such as "cat 41 %, dog 52 %"."""
-    accuracies: list[tuple[float, str]] = []
-    for accuracy, classname, num_images in zip(
-        metrics.class_accuracies, metrics.classnames, metrics.num_images, strict=True
-    ):
-        if num_images > 0:
-            accuracies.append((accuracy, classname))
-    shown = sorted(accuracies)[:_NUM_SHOWN_CLASSES]
+    classes = zip(metrics.class_accuracies, metrics.classnames, metrics.num_images, strict=True)
+    with_images = [(accuracy, classname) for accuracy, classname, num_images in classes if num_images > 0]
+    shown = sorted(with_images)[:_NUM_SHOWN_CLASSES]
     return ", ".join(f"{classname} {accuracy:.0f} %" for accuracy, classname in shown)
 
 

@@ -1,10 +1,10 @@
 """Commands of `prometar data`: list, check, download and prepare datasets."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from shlex import quote
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import typer
 from rich.console import Console
@@ -39,24 +39,18 @@ def data_list(
     table = Table("name", "title", "classes", "train", "val", "test", last_column, box=None)
     notes: list[str] = []
     for name, opened in list_datasets(data_root).items():
-        sizes = [0, 0, 0, 0]  # classes, train, val, test, or 0 if unknown
         if isinstance(opened, str):  # the error of a dataset that cannot be opened
-            state = "unusable"
-            notes.append(f"{name}: {opened}")
+            entry = _Entry("unusable", remarks=[opened])
         elif opened is not None:
-            sizes = [len(opened.classnames), *opened.counts.values()]
-            state, remarks = _describe_opened(name, opened)
-            if remarks:
-                notes.append(f"{name}: {'; '.join(remarks)}")
-        elif data_root is None:
-            state = _access(name)
-            if name in BENCHMARKS:
-                benchmark = BENCHMARKS[name]
-                sizes = [benchmark.num_classes, *benchmark.sizes.values()]
+            entry = _opened_entry(name, opened)
+        elif data_root is not None:
+            entry = _Entry("missing")
         else:
-            state = "missing"
-        cells = [str(size) if size > 0 else "-" for size in sizes]
-        table.add_row(name, title_of(name), *cells, state)
+            entry = _published_entry(name)
+        sizes = [str(size) if size > 0 else "-" for size in entry.sizes]
+        table.add_row(name, title_of(name), *sizes, entry.state)
+        if entry.remarks:
+            notes.append(f"{name}: {'; '.join(entry.remarks)}")
 
     Console(markup=False, emoji=False).print(table)
     if data_root is None:
@@ -67,8 +61,22 @@ def data_list(
         print(one_line(note))
 
 
-def _describe_opened(name: str, dataset: Dataset) -> tuple[str, list[str]]:
-    """Return the state of a dataset that could be opened, and remarks for the user."""
+class _Entry(NamedTuple):
+    """Entry of a dataset in the list.
+
+    Args:
+        state: State in the data root, or how to get the images.
+        sizes: Numbers of classes and of training, validation and test images. 0: none or unknown.
+        remarks: Remarks for the user, below the table.
+    """
+
+    state: str
+    sizes: Sequence[int] = (0, 0, 0, 0)
+    remarks: Sequence[str] = ()
+
+
+def _opened_entry(name: str, dataset: Dataset) -> _Entry:
+    """Return the entry of a dataset that could be opened."""
     from prometar.data.preparation.check import size_differences
     from prometar.embedded.datasets import RENDERED
 
@@ -82,14 +90,16 @@ def _describe_opened(name: str, dataset: Dataset) -> tuple[str, list[str]]:
     remarks = list(differences)
     if dataset.note:
         remarks.append(dataset.note)
-    return state, remarks
+    return _Entry(state, [len(dataset.classnames), *dataset.counts.values()], remarks)
 
 
-def _access(name: str) -> str:
-    """Return how to get a dataset: "download", "manual" or "your own"."""
+def _published_entry(name: str) -> _Entry:
+    """Return the entry of a dataset with its published sizes, and how to get it."""
     if name not in BENCHMARKS:
-        return "your own"
-    return "download" if BENCHMARKS[name].copy_file else "manual"
+        return _Entry("your own")
+    benchmark = BENCHMARKS[name]
+    access = "download" if benchmark.copy_file else "manual"
+    return _Entry(access, [benchmark.num_classes, *benchmark.sizes.values()])
 
 
 @app.command("check")
@@ -156,9 +166,8 @@ def data_prepare(
 def _progress_bar(counter: ProgressColumn) -> Iterator[Callable[[int, int], None]]:
     """Yield a function (done, total) that updates a progress bar on stderr, shown only in a terminal."""
     console = Console(stderr=True)
-    with Progress(
-        TextColumn(""), BarColumn(), counter, console=console, disable=not console.is_terminal
-    ) as progress:
+    columns = (TextColumn(""), BarColumn(), counter)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("", total=None)
 
         def update(done: int, total: int) -> None:

@@ -49,14 +49,17 @@ def predict(
     """Classify images. Print the most likely class of each image and its probability in percent."""
     names = _read_classnames(classnames)
     paths = _find_images(images)
+
+    # The imports load torch, which is slow, so the arguments are checked first.
     from prometar.data.preparation.check import read_and_verify
     from prometar.inference.classifier import load
 
     classifier = load(prompts, pretrained=pretrained, trust_code=trust_code)
-    items = [Item(str(path.absolute()), 0, "") for path in paths]
+    items = [Item(str(path.absolute()), 0, "") for path in paths]  # the label and class have no meaning here
+    verified = read_and_verify(items, FolderSource("/"))
     readable: list[Path] = []
     errors: list[str] = []
-    for path, (_, error) in zip(paths, read_and_verify(items, FolderSource("/")), strict=True):
+    for path, (_, error) in zip(paths, verified, strict=True):
         if error:
             errors.append(error)
         else:

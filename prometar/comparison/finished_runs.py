@@ -129,18 +129,12 @@ def compare_runs(
     runs = [run for _, run in labeled_runs]
     label_names = [label.name for label in labels]
     distinct_names = list(dict.fromkeys(label_names))
-    if len(distinct_names) < 2:
-        problem = f"all runs use {distinct_names[0]}" if distinct_names else "no finished run found"
-        listed = ", ".join(map(str, paths))
-        raise UserError(
-            f"Nothing to compare in {listed}: {problem}. Pass runs of several methods or settings."
-        )
+    _require_several(distinct_names, paths)
 
     if reference is None:
-        reference = distinct_names[0]
         default_method = Config().method
-        if default_method in distinct_names and not studies:
-            reference = default_method
+        has_default_method = not studies and default_method in distinct_names
+        reference = default_method if has_default_method else distinct_names[0]
     _require_reference(reference, distinct_names)
 
     scores = _comparable_scores(label_names, runs)
@@ -184,6 +178,23 @@ def _labeled_runs_below(paths: Sequence[Path]) -> list[tuple["MethodLabel", Fini
     return list(zip(labels, runs, strict=True))
 
 
+def _require_several(names: Sequence[str], paths: Sequence[Path]) -> None:
+    """Check that there are at least two labels to compare.
+
+    Args:
+        names: Names of the labels, without repetitions.
+        paths: Folders of the runs, which the message names.
+
+    Raises:
+        UserError: there are fewer.
+    """
+    if len(names) >= 2:
+        return
+    problem = f"all runs use {names[0]}" if names else "no finished run found"
+    listed = ", ".join(map(str, paths))
+    raise UserError(f"Nothing to compare in {listed}: {problem}. Pass runs of several methods or settings.")
+
+
 def _require_reference(reference: str, names: Sequence[str]) -> None:
     """Check the value of `--reference`.
 
@@ -222,12 +233,11 @@ def _read_runs(results: Sequence[Path]) -> list[FinishedRun]:
         UserError: a file of a run is missing, is corrupt, or has another file format.
     """
     runs: list[FinishedRun] = []
-    keys: list[tuple[Path, str, str]] = []  # equal for a run and its repetitions
     for path in results:
         folder = path.parent
-        run = FinishedRun(folder, load_config(folder / "config.yaml"), read_result(folder))
-        runs.append(run)
-        keys.append((folder.parent, run.result.objective, json.dumps(run.config.identity())))
+        runs.append(FinishedRun(folder, load_config(folder / "config.yaml"), read_result(folder)))
+
+    keys = [_repetition_key(run) for run in runs]
     num_runs = Counter(keys)
     kept: list[FinishedRun] = []
     for run, key in zip(runs, keys, strict=True):
@@ -235,6 +245,11 @@ def _read_runs(results: Sequence[Path]) -> list[FinishedRun]:
         if not has_repetition or _has_current_images(run):
             kept.append(run)
     return kept
+
+
+def _repetition_key(run: FinishedRun) -> tuple[Path, str, str]:
+    """Return a key that is equal for a run and its repetitions: parent folder, objective and settings."""
+    return run.folder.parent, run.result.objective, json.dumps(run.config.identity())
 
 
 def _has_current_images(run: FinishedRun) -> bool:
@@ -303,24 +318,32 @@ def _runs_of_final_test(study: Path) -> Iterator[tuple[list[str], FinishedRun]]:
     """
     runs = _read_runs(sorted((study / "finals").glob(f"*/{RESULT_FILE}")))
     datasets = {run.config.data.name for run in runs}
-    settings: dict[tuple[str, str], Config] = {}  # by kind and dataset
-    for kind in ("selected", "default"):
-        for dataset in datasets:
-            path = _settings_file(study, kind, dataset)
-            if path.is_file():
-                settings[kind, dataset] = load_config(path)
+    settings_by_dataset = {dataset: _settings_of_study(study, dataset) for dataset in datasets}
     for run in runs:
         dataset = run.config.data.name
         # Most datasets share a file of settings, which contains the name of one dataset and one seed.
         dataset_and_seed = {"data.name": dataset, "train.seed": run.config.train.seed}
         identity = run.config.identity()
         kinds: list[str] = []
-        for kind in ("selected", "default"):
-            config = settings.get((kind, dataset))
-            if config is not None and config.override(dataset_and_seed).identity() == identity:
+        for kind, settings in settings_by_dataset[dataset].items():
+            if settings.override(dataset_and_seed).identity() == identity:
                 kinds.append(kind)
         if kinds:
             yield kinds, run
+
+
+def _settings_of_study(study: Path, dataset: str) -> dict[str, Config]:
+    """Return the "selected" and the "default" settings of a study on a dataset. Missing files are left out.
+
+    Raises:
+        UserError: a file of settings is corrupt.
+    """
+    settings: dict[str, Config] = {}
+    for kind in ("selected", "default"):
+        path = _settings_file(study, kind, dataset)
+        if path.is_file():
+            settings[kind] = load_config(path)
+    return settings
 
 
 def _settings_file(study: Path, kind: str, dataset: str) -> Path:
@@ -385,10 +408,12 @@ def _compare_folders(
     if reference is None:
         reference = next(iter(names.values()))
     _require_reference(reference, list(names.values()))
+
     runs: list[FinishedRun] = []
     for named_runs in runs_by_path.values():
         runs += [run for _, run in named_runs]
     has_several_shots = len({run.config.data.shots for run in runs}) > 1
+
     # Labels in the order of `runs`, and the same labels by method and folder.
     labels: list[str] = []
     labels_by_method: dict[str, dict[str, str]] = {}

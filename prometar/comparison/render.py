@@ -37,24 +37,27 @@ def print_comparison(differences: Sequence[Difference], notes: Sequence[str], co
         method = difference.method
         if not has_one_reference:
             method = f"{method} - {difference.reference}"
-        num_values = len(difference.values)
-        unit = difference.unit.removesuffix("s") if num_values == 1 else difference.unit
-        interval = difference.interval
-        interval_text = _DASH
-        if interval is not None:
-            interval_text = f"[{interval.low:+.2f}, {interval.high:+.2f}]"
-        table.add_row(
-            difference.metric,
-            method,
-            f"{mean(difference.values):+.2f}",
-            interval_text,
-            f"{num_values} {unit}",
-            _p_text(difference.p),
-            _p_text(difference.p_holm),
-        )
+        table.add_row(difference.metric, method, *_number_cells(difference))
     console.print(table)
     for note in (*_explanations(differences, has_one_reference), *notes):
         console.print(f"- {note}")
+
+
+def _number_cells(difference: Difference) -> list[str]:
+    """Return the cells of the columns difference, 95% CI, n, p and p (Holm)."""
+    interval = difference.interval
+    interval_text = _DASH
+    if interval is not None:
+        interval_text = f"[{interval.low:+.2f}, {interval.high:+.2f}]"
+    num_values = len(difference.values)
+    unit = difference.unit.removesuffix("s") if num_values == 1 else difference.unit
+    return [
+        f"{mean(difference.values):+.2f}",
+        interval_text,
+        f"{num_values} {unit}",
+        _p_text(difference.p),
+        _p_text(difference.p_holm),
+    ]
 
 
 def _explanations(differences: Sequence[Difference], has_one_reference: bool) -> list[str]:

@@ -48,7 +48,7 @@ def complete(settings: SettingsBySection, given: Mapping[str, object]) -> Config
     tree: ConfigData = {**settings, **given}
     for section in SECTIONS:
         given_settings = given.get(section, {})
-        # Any other value is a validated section, or one that the validation rejects.
+        # A section that is not a mapping is an object of its class, or invalid. Validation decides.
         if not isinstance(given_settings, Mapping):
             continue
         published = merge_section(section, default_section(section), settings.get(section, {}))

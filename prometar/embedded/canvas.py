@@ -153,6 +153,7 @@ def scatter(canvas: Canvas, spacing: float, jitter: float) -> tuple[Floats, Floa
     grid_x, grid_y = np.meshgrid(columns, rows)
     x = grid_x.ravel() + canvas.rng.uniform(-jitter, jitter, grid_x.size) * spacing
     y = grid_y.ravel() + canvas.rng.uniform(-jitter, jitter, grid_y.size) * spacing
+
     # Drop points outside the image. To save time, only a sample of the pixels is tested, with some slack.
     sample_x = canvas.x[::_SAMPLE_STEP, ::_SAMPLE_STEP].ravel()
     sample_y = canvas.y[::_SAMPLE_STEP, ::_SAMPLE_STEP].ravel()

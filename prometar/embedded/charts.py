@@ -133,15 +133,18 @@ def _draw(shape: Shape, rng: np.random.Generator, size: int) -> Pixels:
     canvas = Canvas.figure(rng, size, radius=(0.75, 0.95), turn=0.06, shift=0.06, warp=0.01)
     paper = vary_color(rng, (0.95, 0.95, 0.93), 0.05)
     color = rng.uniform(0.0, 0.75, 3)
+
     # The axes lie just outside the plot area.
     vertical_axis = 0.03 - np.abs(canvas.x + 0.88)
     horizontal_axis = 0.03 - np.abs(canvas.y - 0.84)
     axes = np.maximum(vertical_axis, horizontal_axis)
+
     vertical_rules = edge(0.05 - np.abs(integer_offset(canvas.x * 2.5)), 0.05)
     horizontal_rules = edge(0.05 - np.abs(integer_offset(canvas.y * 2.5)), 0.05)
     rules = np.maximum(vertical_rules, horizontal_rules)
     rule_color = vary_color(rng, (0.7, 0.75, 0.8), 0.1)
     rule_strength = rng.choice((0.0, 0.6))
+
     image = blend(paper, rule_color, rules * rule_strength)
     image = blend(image, np.array((0.15, 0.15, 0.15)), canvas.ink(axes) * 0.9)
     image = blend(image, color, canvas.ink(shape(canvas)))

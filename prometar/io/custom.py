@@ -91,20 +91,23 @@ def _validated_args(reference: str, component: Any, args: Mapping[str, object]) 
 
     Components that are not dataclasses accept no arguments.
     """
-    accepted: dict[str, Any] = {}
     with convert_errors(reference):
-        if inspect.isclass(component) and is_dataclass(component):
-            hints = get_type_hints(component, include_extras=True)
-            for field in fields(component):
-                if field.init:
-                    # Pydantic takes the default or the default factory from the dataclass field.
-                    accepted[field.name] = (hints[field.name], field)
         config = ConfigDict(extra="forbid", allow_inf_nan=False, protected_namespaces=())
+        accepted = _accepted_fields(component)
         model: type[BaseModel] = create_model("Settings", __config__=config, **accepted)
         try:
             return model.model_validate(dict(args))
         except ValidationError as error:
             raise UserError(f"{reference}: {problems_of(error, unknown_text='unknown setting')}") from None
+
+
+def _accepted_fields(component: Any) -> dict[str, Any]:
+    """Return the fields of a dataclass by name, as pydantic's `create_model` expects them. Otherwise, {}."""
+    if not (inspect.isclass(component) and is_dataclass(component)):
+        return {}
+    hints = get_type_hints(component, include_extras=True)
+    # Pydantic takes the default or the default factory from the dataclass field.
+    return {field.name: (hints[field.name], field) for field in fields(component) if field.init}
 
 
 def source_digest(reference: str) -> str:

@@ -90,11 +90,12 @@ def describe_problem(error: ErrorDetails, name: str) -> str:
     context = error.get("ctx", {})
     given = reprlib.repr(error["input"])
     if kind == "value_error":
-        return f"{name}: {context['error']}".removeprefix(": ")
+        return f"{name}: {context['error']}" if name else str(context["error"])
     if kind == "union_tag_invalid":
-        name = f"{name}.{context['discriminator']}".replace("'", "").removeprefix(".")
+        field = context["discriminator"].strip("'")
+        key = f"{name}.{field}" if name else field
         custom = " or module:Name" if BUILT_IN in error["loc"] else ""
-        return f"{name} must be one of {context['expected_tags']}{custom}, got {context['tag']}"
+        return f"{key} must be one of {context['expected_tags']}{custom}, got {context['tag']}"
     if kind in _BOUNDS:
         # Some versions of pydantic write all 31 digits of the bound 1e30.
         bound = _BOUNDS[kind].format(**context)
@@ -102,8 +103,10 @@ def describe_problem(error: ErrorDetails, name: str) -> str:
         given = given.strip("'")  # pydantic accepts numbers in quotes
         return f"{name} must be {bound}, got {given}".lstrip()
     message, _, _ = error["msg"].replace("Input should be", "must be").partition(", unable to parse")
-    separator = " " if message.startswith("must be") else ": "
-    return f"{name}{separator}{message}, got {given}".removeprefix(separator)
+    if name:
+        separator = " " if message.startswith("must be") else ": "
+        message = f"{name}{separator}{message}"
+    return f"{message}, got {given}"
 
 
 @cache

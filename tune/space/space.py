@@ -193,10 +193,13 @@ class Space(StrictModel):
             is_inactive = any(defaults.get(other) not in original.when[other] for other in removed)
             if key in fixed or is_inactive:
                 continue
-            when = {other: values for other, values in original.when.items() if other in ranges}
-            entry = original.model_copy(update={"when": when})
-            if entry.is_active(defaults) and key in defaults and not entry.contains(defaults[key]):
+            conditions = {other: allowed for other, allowed in original.when.items() if other in ranges}
+            entry = original.model_copy(update={"when": conditions})
+
+            has_default = key in defaults and entry.is_active(defaults)
+            if has_default and not entry.contains(defaults[key]):
                 continue
+
             required = required_values(entry, ranges)
             variants = [{**required, key: value} for value in entry.probe_values]
             if _can_be_searched(config, variants):
@@ -249,8 +252,8 @@ def _used_settings(config: Config) -> _UsedSettings:
     from prometar.methods.composition import KINDS, LEARNING_SECTIONS, build
     from prometar.methods.optimizers import SGD
 
-    # Some settings of the optimizer have no effect. `others` contains those that have one, so the method
-    # gets the same optimizer for all configurations.
+    # The method gets the same optimizer for all configurations, because some settings of an optimizer have no
+    # effect. Those that have an effect are in `others`.
     method = replace(build(config), optimizer=SGD())
     excluded = {f"optim.{section}_lr_factor" for section in LEARNING_SECTIONS - method.learning_sections}
     if not method.inner:  # Only the meta phase trains the gate (the modulator's learnable tensors).
@@ -376,7 +379,10 @@ def load_enqueued(path: Path, space: Space) -> list[dict[str, Value]]:
         raise UserError(f"--enqueue {path} does not exist.")
     tree = read_yaml(path)
     mappings = tree if isinstance(tree, list) else [tree]
-    if not mappings or not all(isinstance(each, dict) and each for each in mappings):
+    has_only_mappings = all(
+        isinstance(mapping, dict) and mapping for mapping in mappings
+    )  # and no empty ones
+    if not mappings or not has_only_mappings:
         raise UserError(f"--enqueue {path} must contain a mapping of settings to values, or a list of them.")
     parsed: list[dict[str, Value]] = []
     for number, mapping in enumerate(mappings, 1):

@@ -129,11 +129,14 @@ def test_runs_below_folders_are_compared_once(run_compare: RunCompare, tmp_path:
         outcome = run_compare(out, out / "coop", "--csv", table)
         assert outcome.status == 0
         assert outcome.err == ""
+
     expected_row = "base coop -3.00 [-28.41, +22.41] 2 datasets 0.500 0.500"
     assert expected_row.split() in [line.split() for line in outcome.out.splitlines()]
+
     with table.open() as file:
         rows = {(row["metric"], row["method"], row["dataset"]): row for row in csv.DictReader(file)}
     assert rows["base", "coop", "eurosat"]["difference"] == "-5.0000"
+
     gain = GAIN["coop"]["eurosat"]
     reference_gain = GAIN["prometar"]["eurosat"]
     seed_differences = [h_of(gain, seed) - h_of(reference_gain, seed) for seed in (1, 2)]
@@ -154,12 +157,14 @@ def test_other_metrics_are_compared_on_request(run_compare: RunCompare, tmp_path
         for seed in (1, 2):
             joint = {"base": 40.0 + gain, "new": 40.0 + gain}
             write(tmp_path / method / str(seed), config_of(method, seed), base=60.0, new=50.0, joint=joint)
+
     outcome = run_compare(tmp_path, "--metric", "joint_H", "--metric", "joint_new")
     assert outcome.status == 0
     rows = [line.split()[:3] for line in outcome.out.splitlines()]
     assert ["joint_H", "coop", "-1.00"] in rows
     assert ["joint_new", "coop", "-1.00"] in rows
     assert "joint_H" not in run_compare(tmp_path).out
+
     known = "base, new, H, joint_base, joint_new, joint_H"
     error = error_of(run_compare, tmp_path, "--metric", "base_f2")
     assert f"--metric must be one of {known}, got base_f2." in error
@@ -173,6 +178,10 @@ def test_settings_distinguish_runs_of_a_method(run_compare: RunCompare, tmp_path
     assert "a method minus coop optim.lr=0.1 in points" in text
     assert "coop optim.lr=0.002 " in text
     assert "Not paired: coop optim.lr=0.1 has no run on eurosat." in text
+
+
+def test_different_numbers_of_shots_are_noted(run_compare: RunCompare, tmp_path: Path) -> None:
+    out = grid(tmp_path / "out")
     write(tmp_path / "small", config_of("prometar", 1, **{"data.shots": 4}), base=60.0, new=50.0)
     assert "Different data.shots: coop 16, prometar 4." in run_compare(out / "coop", tmp_path / "small").out
 
@@ -184,27 +193,38 @@ def test_many_different_settings_are_numbered_and_listed_once(
     changes = {"optim.lr": 0.1, "prompts.text_depth": 3, "augment.flip": 0.25, "augment.crop_scale_min": 0.75}
     for seed in (1, 2):
         write(tmp_path / f"best/{seed}", config_of("prometar", seed, **changes), base=70.0, new=70.0)
+
     text = run_compare(out, tmp_path / "best", "--reference", "prometar #1").out
     table, *notes = text.split("\n- ")
     assert max(map(len, table.splitlines())) <= 90, "the table is narrow"
     assert "a method minus prometar #1 in points" in text
+
     (note,) = [note for note in notes if note.startswith("prometar #2 (first run: ")]
     assert str(tmp_path / "best/1") in note
     for key, value in changes.items():
         assert f"{key}={value}" in note
 
 
-def test_runs_that_are_not_comparable_are_refused(run_compare: RunCompare, tmp_path: Path) -> None:
+def test_runs_of_a_single_method_are_refused(run_compare: RunCompare, tmp_path: Path) -> None:
     out = grid(tmp_path / "out", seeds=(1,))
     assert "all runs use coop" in error_of(run_compare, out / "coop")
 
+
+def test_runs_without_a_common_seed_are_refused(run_compare: RunCompare, tmp_path: Path) -> None:
+    out = grid(tmp_path / "out", seeds=(1,))
     later = write(tmp_path / "later", config_of("ivlp", 5), base=50.0, new=50.0)
     error = error_of(run_compare, out / "coop", later)
     assert "No run shares its dataset and seed with a run of coop" in error
 
+
+def test_two_runs_of_a_method_with_the_same_seed_are_refused(run_compare: RunCompare, tmp_path: Path) -> None:
+    out = grid(tmp_path / "out", seeds=(1,))
     again = write(tmp_path / "again", config_of("coop"), base=50.0, new=50.0)
     assert f"{out}/coop/dtd-1 and {again} share dataset and seed" in error_of(run_compare, out, again)
 
+
+def test_runs_with_different_objectives_are_refused(run_compare: RunCompare, tmp_path: Path) -> None:
+    out = grid(tmp_path / "out", seeds=(1,))
     all_classes = write(tmp_path / "all", config_of("vpt"), objective="all_classes", all=50.0)
     assert "differ in objectives" in error_of(run_compare, out, all_classes)
 
@@ -258,11 +278,14 @@ def test_folders_without_finished_runs_are_refused(run_compare: RunCompare, tmp_
     (tmp_path / "empty").mkdir()
     assert "no finished run found" in error_of(run_compare, tmp_path / "empty")
     assert "no finished run found" in error_of(run_compare, tmp_path / "nowhere")
+
+
+def test_the_trials_of_a_study_are_not_compared(run_compare: RunCompare, tmp_path: Path) -> None:
     unfinished = tmp_path / "study"
     write(unfinished / "trials" / "0001", config_of("coop"), base=1.0, new=1.0)
     (unfinished / "study.yaml").write_text("")
     error = error_of(run_compare, unfinished)
-    assert "has no run of a final test. Finish the study" in error, "trials are not compared"
+    assert "has no run of a final test. Finish the study" in error
     assert "no finished run found" in error_of(run_compare, tmp_path), "studies below a folder are skipped"
 
 
